@@ -1,0 +1,16 @@
+"""Recurrent networks for PyTorch on kernels of their own; see README.md.
+
+``fastrnn.RNN``, ``LSTM``, ``GRU``, ``RNNCell``, ``LSTMCell`` and ``GRUCell`` stand where those of
+``torch.nn`` stood: same constructor, same forward, same state_dict, same numbers.
+"""
+
+import torch as _torch  # noqa: F401  # first: the extension shares the OpenMP runtime torch loads
+
+from . import backends, functional
+from ._env import set_up_logging as _set_up_logging
+from ._version import __version__
+from .backends import explain, use_backend
+
+_set_up_logging()
+
+__all__ = ["__version__", "backends", "explain", "functional", "use_backend"]

@@ -1,0 +1,184 @@
+"""The registry of backends: the one place that decides who serves a call.
+
+The first backend, in the order of registration, that is available and supports the problem
+serves it. ``use_backend`` (or the variable ``FASTRNN_BACKEND``) insists on one; a call that it
+cannot serve then raises instead of going elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch._C import _functorch, _is_any_autocast_enabled
+
+from .. import _env
+from ..problem import Problem
+from .base import (
+    Backend,
+    DifferentiableBackend,
+    FusedBackend,
+    Gradients,
+    Needs,
+    Verdict,
+)
+from .cpu import CpuBackend
+from .numba import NumbaBackend
+from .reference import ReferenceBackend
+from .torch import TorchBackend
+
+__all__ = [
+    "Backend",
+    "DifferentiableBackend",
+    "FusedBackend",
+    "Gradients",
+    "Needs",
+    "Verdict",
+    "backends",
+    "candidates",
+    "explain",
+    "get",
+    "register",
+    "select",
+    "use_backend",
+]
+
+_registry: dict[str, Backend] = {}
+_forced: ContextVar[str | None] = ContextVar("fastrnn_backend", default=None)
+_from_environment: str | None = _env.get("FASTRNN_BACKEND") or None
+_chosen: dict[tuple[object, ...], Backend] = {}
+
+
+def register(backend: Backend, *, before: str | None = None) -> None:
+    """Add a backend, last in order or in front of another one."""
+    global _registry
+    entries = {name: entry for name, entry in _registry.items() if name != backend.name}
+    if before is None:
+        _registry = {**entries, backend.name: backend}
+    else:
+        if before not in entries:
+            raise ValueError(f"before: expected one of {', '.join(entries)}, got {before!r}")
+        ordered: dict[str, Backend] = {}
+        for name, entry in entries.items():
+            if name == before:
+                ordered[backend.name] = backend
+            ordered[name] = entry
+        _registry = ordered
+    _chosen.clear()
+
+
+def backends() -> dict[str, Backend]:
+    """All registered backends by name, in the order in which they are asked."""
+    return dict(_registry)
+
+
+def get(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return _registry[name]
+    except KeyError:
+        known = ", ".join(_registry)
+        raise ValueError(f"backend: expected one of {known}, got {name!r}") from None
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Insist on one backend inside a ``with`` block (None: the automatic choice).
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: it is not available here, with the reason.
+    """
+    if name is not None:
+        verdict = get(name).available()
+        if not verdict.ok:
+            raise RuntimeError(f"backend {name!r} is not available: {verdict.reason}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _verdict(backend: Backend, problem: Problem) -> Verdict:
+    verdict = backend.available()
+    return backend.supports(problem) if verdict.ok else verdict
+
+
+def candidates(problem: Problem) -> list[tuple[str, Verdict]]:
+    """What each backend says to a problem, in the order in which they are asked."""
+    return [(name, _verdict(backend, problem)) for name, backend in _registry.items()]
+
+
+def transformed() -> bool:
+    """Whether a functorch transform or autocast is on, which only torch operations see."""
+    return _functorch.maybe_current_level() is not None or bool(_is_any_autocast_enabled())
+
+
+def select(problem: Problem) -> Backend:
+    """The backend that serves a problem.
+
+    Raises:
+        RuntimeError: the backend insisted on cannot serve it, with the reason.
+    """
+    name = _forced.get() or _from_environment
+    if name is not None:
+        backend = get(name)
+        verdict = _verdict(backend, problem)
+        if not verdict.ok:
+            raise RuntimeError(f"backend {name!r} cannot serve this call: {verdict.reason}")
+        return backend
+    only_differentiable = transformed()
+    key = (
+        problem.cell.name,
+        problem.dtype,
+        problem.device.type,
+        problem.packed,
+        problem.lengths,
+        problem.reset,
+        problem.keep_cell_states,
+        only_differentiable,
+    )
+    chosen = _chosen.get(key)
+    if chosen is None:
+        chosen = _chosen[key] = _choose(problem, only_differentiable)
+    return chosen
+
+
+def _choose(problem: Problem, only_differentiable: bool) -> Backend:
+    refusals = []
+    for name, backend in _registry.items():
+        verdict = _verdict(backend, problem)
+        if verdict.ok and only_differentiable and not backend.differentiable:
+            verdict = Verdict(False, "not made of torch operations (functorch or autocast is on)")
+        if verdict.ok:
+            _env.logger.info(
+                "%s %s on %s: served by %r%s",
+                problem.cell.name,
+                str(problem.dtype).removeprefix("torch."),
+                problem.device.type,
+                name,
+                "".join(f"; {other}: {reason}" for other, reason in refusals),
+            )
+            return backend
+        refusals.append((name, verdict.reason))
+    raise RuntimeError("no backend: " + "; ".join(f"{name}: {reason}" for name, reason in refusals))
+
+
+def explain(problem: Problem) -> str:
+    """Which backend serves a problem, and what the others say, as text."""
+    serving = select(problem).name
+    lines = [f"{problem.cell.name}, {problem.dtype}, {problem.device}: served by {serving!r}"]
+    for name, verdict in candidates(problem):
+        mark = "can" if verdict.ok else "cannot"
+        lines.append(f"  {name:<10} {mark}: {verdict.reason}")
+    return "\n".join(lines)
+
+
+for _backend in (CpuBackend(), NumbaBackend(), TorchBackend(), ReferenceBackend()):
+    register(_backend)

@@ -1,0 +1,316 @@
+"""Recurrent layers as functions: ``rnn``, ``lstm`` and ``gru``.
+
+Shapes: T steps, B batch rows, I input features, H hidden units, R output features (H, or
+``proj_size``), L layers, D directions (1, or 2 when bidirectional).
+
+All three take
+
+* ``input``: ``(T, B, I)``; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` unbatched; or a
+  ``PackedSequence``.
+* ``weights``: the flat sequence of a module's parameters in torch's order: layer by layer, and in
+  a layer direction by direction, ``weight_ih (G*H, I)``, ``weight_hh (G*H, R)``, then ``bias_ih``
+  and ``bias_hh (G*H,)`` if there are biases, then ``weight_hr (R, H)`` if there is a projection.
+* ``hx``: the initial state ``(L*D, B, R)`` (``lstm``: a pair with ``(L*D, B, H)``), None for zeros.
+* ``lengths``: ``(B,)`` integers from 0 to T. Row b of a padded batch ends after ``lengths[b]``
+  steps: outputs beyond are 0, the last state is that of the last valid step, the reverse
+  direction starts there. What the input holds beyond is never read into a result.
+* ``reset``: boolean ``(T, B)`` (``(B, T)`` with batch_first, ``(T,)`` unbatched): where True, the
+  state that enters step t is replaced by zeros, as at the first step of an episode. The reverse
+  direction drops the state it carries from t + 1 into t at the same places. For a PackedSequence
+  the rows are in the user's order.
+* ``dropout`` on the outputs of all layers but the last, while ``training``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .autograd import layer
+from .cells import NONLINEARITIES
+from .problem import LayerInputs
+
+Output = Tensor | PackedSequence
+
+
+def lstm(
+    input: Output,
+    weights: Sequence[Tensor],
+    hx: tuple[Tensor, Tensor] | None = None,
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    return_cell_states: bool = False,
+) -> tuple[Output, tuple[Tensor, Tensor]] | tuple[Output, tuple[Tensor, Tensor], tuple[Output, ...]]:
+    """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
+
+    ``i, f, o = sigmoid(...)``, ``g = tanh(...)`` of ``W_ih x + b_ih + W_hh h + b_hh``;
+    ``c' = f c + i g``; ``h' = o tanh(c')``, or ``W_hr (o tanh(c'))`` with a projection (Sak et al.
+    2014). Same numbers as ``torch.nn.LSTM``.
+
+    Returns:
+        output, ``(h_n, c_n)`` and, with ``return_cell_states``, a tuple with the cell states of
+        every layer, each ``(T, B, D*H)`` in the layout of the output.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: see ``Problem.of``; the message names the argument,
+            what was expected and what came.
+    """
+    h0, c0 = (None, None) if hx is None else hx
+    output, h_n, c_n, cell_states = sequence(
+        "lstm",
+        input,
+        weights,
+        h0,
+        c0,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        dropout=dropout,
+        training=training,
+        lengths=lengths,
+        reset=reset,
+        return_cell_states=return_cell_states,
+    )
+    assert c_n is not None
+    return (output, (h_n, c_n), cell_states) if return_cell_states else (output, (h_n, c_n))
+
+
+def gru(
+    input: Output,
+    weights: Sequence[Tensor],
+    hx: Tensor | None = None,
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    reset_after: bool = True,
+) -> tuple[Output, Tensor]:
+    """Gated recurrent unit, in both forms of the literature.
+
+    ``r, z = sigmoid(...)``; ``reset_after=True``, as ``torch.nn.GRU`` and cuDNN:
+    ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``; ``reset_after=False``, as Cho et al. 2014:
+    ``n = tanh(W_in x + b_in + W_hn (r h) + b_hn)``; ``h' = (1 - z) n + z h``. Texts that write
+    ``h' = (1 - z) h + z n`` have the roles of z and 1 - z exchanged: negate the rows of z in
+    weights and biases to carry one over to the other.
+
+    Returns:
+        output and h_n.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: see ``Problem.of``.
+    """
+    output, h_n, _, _ = sequence(
+        "gru" if reset_after else "gru_reset_before",
+        input,
+        weights,
+        hx,
+        None,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        dropout=dropout,
+        training=training,
+        lengths=lengths,
+        reset=reset,
+    )
+    return output, h_n
+
+
+def rnn(
+    input: Output,
+    weights: Sequence[Tensor],
+    hx: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Output, Tensor]:
+    """Vanilla recurrence ``h' = g(W_ih x + b_ih + W_hh h + b_hh)`` (Elman 1990).
+
+    g is ``nonlinearity``: tanh, relu, sigmoid or identity. Same numbers as ``torch.nn.RNN``.
+
+    Returns:
+        output and h_n.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: see ``Problem.of``; ValueError also for an unknown
+            nonlinearity.
+    """
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(
+            f"nonlinearity: expected one of {', '.join(NONLINEARITIES)}, got {nonlinearity!r}"
+        )
+    output, h_n, _, _ = sequence(
+        f"rnn_{nonlinearity}",
+        input,
+        weights,
+        hx,
+        None,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        dropout=dropout,
+        training=training,
+        lengths=lengths,
+        reset=reset,
+    )
+    return output, h_n
+
+
+def sequence(
+    cell: str,
+    input: Output,
+    weights: Sequence[Tensor],
+    h0: Tensor | None,
+    c0: Tensor | None,
+    *,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    lengths: Tensor | Sequence[int] | None,
+    reset: Tensor | None,
+    return_cell_states: bool = False,
+) -> tuple[Output, Tensor, Tensor | None, tuple[Output, ...]]:
+    """A stack of layers of any cell: what the functions above and the modules share.
+
+    Brings every layout to the time-major one of a layer, and the results back.
+
+    Returns:
+        output, h_n, c_n (None for a cell without) and the cell states of each layer.
+    """
+    directions = 2 if bidirectional else 1
+    packed = input if isinstance(input, PackedSequence) else None
+    x = input.data if isinstance(input, PackedSequence) else input
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(x).__name__}")
+    unbatched = packed is None and x.dim() == 2
+    if packed is None and x.dim() not in (2, 3):
+        raise ValueError(f"input: expected 2 or 3 dimensions, got {x.dim()}")
+    batch_sizes = None
+    if packed is not None:
+        batch_sizes = packed.batch_sizes
+        if batch_first and reset is not None:
+            reset = reset.transpose(0, 1)
+        if packed.sorted_indices is not None:
+            h0, c0, reset = (
+                None if state is None else state.index_select(1, packed.sorted_indices)
+                for state in (h0, c0, reset)
+            )
+    elif unbatched:
+        x = x.unsqueeze(1)
+        h0, c0, reset = (
+            None if state is None else _add_batch(name, state, rank)
+            for name, state, rank in (("h0", h0, 2), ("c0", c0, 2), ("reset", reset, 1))
+        )
+    elif batch_first:
+        x = x.transpose(0, 1)
+        if reset is not None and reset.dim() == 2:
+            reset = reset.transpose(0, 1)
+    if lengths is not None:
+        lengths = _as_lengths(lengths, unbatched)
+
+    per_layer, leftover = divmod(len(weights), num_layers)
+    if leftover:
+        raise RuntimeError(
+            f"weights: expected the same number of tensors for each of {num_layers} layers, "
+            f"got {len(weights)} in all"
+        )
+    for name, state in (("h0", h0), ("c0", c0)):
+        if state is not None and (state.dim() != 3 or state.shape[0] != num_layers * directions):
+            raise RuntimeError(
+                f"{name}: expected 3 dimensions, the first of size {num_layers * directions} "
+                f"(layers x directions), got shape {tuple(state.shape)}"
+            )
+
+    h_ns: list[Tensor] = []
+    c_ns: list[Tensor] = []
+    cell_states: list[Tensor] = []
+    for k in range(num_layers):
+        if k and dropout and training:
+            x = torch.dropout(x, dropout, True)
+        own = slice(k * directions, (k + 1) * directions)
+        inputs = LayerInputs(
+            x,
+            None if h0 is None else h0[own],
+            None if c0 is None else c0[own],
+            weights[k * per_layer : (k + 1) * per_layer],
+            lengths,
+            batch_sizes,
+            reset,
+        )
+        outputs = layer(cell, inputs, directions=directions, keep_cell_states=return_cell_states)
+        x = outputs.y
+        h_ns.append(outputs.h_n)
+        c_ns.append(outputs.c_n)
+        cell_states.append(outputs.cell_states)
+
+    has_c = cell == "lstm"
+    h_n = h_ns[0] if num_layers == 1 else torch.cat(h_ns)
+    c_n = None if not has_c else c_ns[0] if num_layers == 1 else torch.cat(c_ns)
+
+    if packed is not None:
+        if packed.unsorted_indices is not None:
+            h_n = h_n.index_select(1, packed.unsorted_indices)
+            c_n = None if c_n is None else c_n.index_select(1, packed.unsorted_indices)
+        repack = (packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+        return (
+            PackedSequence(x, *repack),
+            h_n,
+            c_n,
+            tuple(PackedSequence(c, *repack) for c in cell_states) if return_cell_states else (),
+        )
+
+    def to_user(tensor: Tensor) -> Tensor:
+        if unbatched:
+            return tensor.squeeze(1)
+        return tensor.transpose(0, 1) if batch_first else tensor
+
+    if unbatched:
+        h_n, c_n = h_n.squeeze(1), None if c_n is None else c_n.squeeze(1)
+    return (
+        to_user(x),
+        h_n,
+        c_n,
+        tuple(to_user(c) for c in cell_states) if return_cell_states else (),
+    )
+
+
+def _add_batch(name: str, state: Tensor, rank: int) -> Tensor:
+    if state.dim() != rank:
+        raise RuntimeError(
+            f"{name}: expected {rank} dimensions with an unbatched input, got {state.dim()}"
+        )
+    return state.unsqueeze(1)
+
+
+def _as_lengths(lengths: Tensor | Sequence[int], unbatched: bool) -> Tensor:
+    """Lengths as a Problem wants them: ``(B,)`` int64 on the CPU."""
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(lengths)
+    if lengths.dtype in (torch.bool, torch.float16, torch.bfloat16) or (
+        lengths.is_floating_point() or lengths.is_complex()
+    ):
+        raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
+    if unbatched and lengths.dim() == 0:
+        lengths = lengths.unsqueeze(0)
+    return lengths.to(device="cpu", dtype=torch.int64)

@@ -1,0 +1,185 @@
+"""The two operators of the library, ``torch.ops.fastrnn.layer_forward`` and ``layer_backward``.
+
+They exist for what looks at torch operators (compile, export, fake tensors); eager calls on plain
+tensors go to the same implementations directly, which saves the dispatcher's microseconds. The
+backend is chosen inside, on real tensors, so one fake kernel describes them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .backends.base import FusedBackend, Gradients, Needs
+from .problem import LayerInputs, Problem
+
+_library = torch.library.Library("fastrnn", "DEF")
+
+_INPUTS = (
+    "str cell, Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
+    "Tensor? batch_sizes, Tensor? reset, int directions, bool keep_cell_states"
+)
+_library.define(
+    f"layer_forward({_INPUTS}, bool training) "
+    "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor cell_states, Tensor reserve)"
+)
+_library.define(
+    f"layer_backward({_INPUTS}, Tensor cell_states, Tensor reserve, Tensor grad_y, "
+    "Tensor grad_h_n, Tensor? grad_c_n, Tensor? grad_cell_states, bool[] needs) -> Tensor[]"
+)
+
+
+def _fused(problem: Problem) -> FusedBackend:
+    backend = backends.select(problem)
+    if not isinstance(backend, FusedBackend):
+        raise RuntimeError(
+            f"backend {backend.name!r} has no kernels of its own; call fastrnn.functional instead"
+        )
+    return backend
+
+
+def _problem(
+    cell: str, inputs: LayerInputs, directions: int, keep_cell_states: bool, training: bool
+) -> Problem:
+    return Problem.of(
+        cell,
+        inputs,
+        directions=directions,
+        keep_cell_states=keep_cell_states,
+        training=training,
+    )
+
+
+def _forward(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    directions: int,
+    keep_cell_states: bool,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
+    problem = _problem(cell, inputs, directions, keep_cell_states, training)
+    return tuple(_fused(problem).forward(problem, inputs))
+
+
+def _forward_fake(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    directions: int,
+    keep_cell_states: bool,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
+    return tuple(_problem(cell, inputs, directions, keep_cell_states, training).allocate(x))
+
+
+def _backward(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    directions: int,
+    keep_cell_states: bool,
+    cell_states: Tensor,
+    reserve: Tensor,
+    grad_y: Tensor,
+    grad_h_n: Tensor,
+    grad_c_n: Tensor | None,
+    grad_cell_states: Tensor | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of x, h0, c0 and the weights; an empty tensor where ``needs`` says no."""
+    inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
+    problem = _problem(cell, inputs, directions, keep_cell_states, training=True)
+    grads = Gradients(grad_y, grad_h_n, grad_c_n, grad_cell_states)
+    needed = Needs(needs[0], needs[1], needs[2], needs[3:])
+    result = _fused(problem).backward(problem, inputs, cell_states, reserve, grads, needed)
+    flat = (result.x, result.h0, result.c0, *result.weights)
+    return [x.new_empty(0) if grad is None else grad for grad in flat]
+
+
+def _backward_fake(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    directions: int,
+    keep_cell_states: bool,
+    cell_states: Tensor,
+    reserve: Tensor,
+    grad_y: Tensor,
+    grad_h_n: Tensor,
+    grad_c_n: Tensor | None,
+    grad_cell_states: Tensor | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    inputs = (x, h0, c0, *weights)
+    return [
+        x.new_empty(tensor.shape if needed and tensor is not None else (0,))
+        for tensor, needed in zip(inputs, needs, strict=True)
+    ]
+
+
+_library.impl("layer_forward", _forward, "CompositeExplicitAutograd")
+_library.impl("layer_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("fastrnn::layer_forward", _forward_fake, lib=_library)
+torch.library.register_fake("fastrnn::layer_backward", _backward_fake, lib=_library)
+
+_forward_op = torch.ops.fastrnn.layer_forward.default
+_backward_op = torch.ops.fastrnn.layer_backward.default
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether nothing but the implementation needs to see a call on ``x``."""
+    return (
+        (type(x) is Tensor or type(x) is torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not x.is_meta
+    )
+
+
+def layer_forward(
+    cell: str, inputs: LayerInputs, directions: int, keep_cell_states: bool, training: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    call = _forward if _plain(inputs.x) else _forward_op
+    return call(cell, *inputs, directions, keep_cell_states, training)
+
+
+def layer_backward(
+    cell: str,
+    inputs: LayerInputs,
+    directions: int,
+    keep_cell_states: bool,
+    cell_states: Tensor,
+    reserve: Tensor,
+    grads: Gradients,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    call = _backward if _plain(inputs.x) and _plain(grads.y) else _backward_op
+    return call(
+        cell, *inputs, directions, keep_cell_states, cell_states, reserve, *grads, list(needs)
+    )

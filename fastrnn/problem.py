@@ -1,0 +1,301 @@
+"""One validated description of a layer call.
+
+``Problem.of`` turns the arguments of a layer into a frozen ``Problem`` or raises an error that
+names the argument, what was expected and what came. Allocation, the fake (meta) kernels, the
+choice of a backend and the C++ structure are all filled from it; nothing below it checks again.
+
+Sizes: T steps, B batch rows, I input features, H hidden units, R output features (H, or
+``proj_size``), D directions, G gates, S saved values. A *row* is one time step of one sequence:
+row ``t * B + b`` of a padded batch, row ``offset[t] + b`` of packed data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cells import CELLS, Cell
+
+
+class LayerInputs(NamedTuple):
+    """The tensors of a layer call.
+
+    x: ``(T, B, I)``, or ``(rows, I)`` with batch_sizes. h0: ``(D, B, R)`` or None for zeros.
+    c0: ``(D, B, H)`` or None. weights: per direction ``w_ih (G*H, I), w_hh (G*H, R)``, then
+    ``b_ih (G*H), b_hh (G*H)`` if there are biases, then ``w_hr (R, H)`` if there is a projection.
+    lengths: ``(B,)`` int64 on the CPU, or None. batch_sizes: ``(T,)`` int64 on the CPU, the
+    number of rows of each step of packed data, or None. reset: ``(T, B)`` bool or None.
+    """
+
+    x: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    weights: Sequence[Tensor]
+    lengths: Tensor | None
+    batch_sizes: Tensor | None
+    reset: Tensor | None
+
+
+class LayerOutputs(NamedTuple):
+    """What a backend's forward returns; a tensor the cell or the call does not have is empty.
+
+    y: ``(T, B, D*R)`` or ``(rows, D*R)``. h_n: ``(D, B, R)``. c_n: ``(D, B, H)``.
+    cell_states: ``(T, B, D*H)`` or ``(rows, D*H)``. reserve: ``(D, rows, S*H [+ R])``, see
+    ``Cell.saved``; with a projection the projected h follows the saved values of each row.
+    """
+
+    y: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    cell_states: Tensor
+    reserve: Tensor
+
+
+class LayerGrads(NamedTuple):
+    """What a backend's backward returns; None for what was not asked for."""
+
+    x: Tensor | None
+    h0: Tensor | None
+    c0: Tensor | None
+    weights: list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes, dtype, device and options of one layer call. See the module for the letters."""
+
+    cell: Cell
+    dtype: torch.dtype
+    device: torch.device
+    steps: int
+    batch: int
+    rows: int
+    input_size: int
+    hidden_size: int
+    output_size: int
+    directions: int
+    bias: bool
+    packed: bool
+    lengths: bool
+    reset: bool
+    keep_cell_states: bool
+    training: bool
+
+    @property
+    def projected(self) -> bool:
+        return self.weights_per_direction in (3, 5)
+
+    @property
+    def weights_per_direction(self) -> int:
+        return 2 + 2 * self.bias + (self.output_size != self.hidden_size)
+
+    @property
+    def reserve_width(self) -> int:
+        """Floats kept for backward per row and direction, cell states apart."""
+        width = len(self.cell.saved) * self.hidden_size
+        return width + self.output_size if self.projected else width
+
+    def sequence_shape(self, features: int) -> tuple[int, ...]:
+        """Shape of a tensor with ``features`` values for every row, in the layout of the input."""
+        return (self.rows, features) if self.packed else (self.steps, self.batch, features)
+
+    def allocate(self, like: Tensor) -> LayerOutputs:
+        """Uninitialised outputs of forward (fake tensors when ``like`` is fake)."""
+        d, h, r = self.directions, self.hidden_size, self.output_size
+        has_c = self.cell.has_cell_state
+        wants_cell_states = has_c and (self.keep_cell_states or self.training)
+        new = like.new_empty
+        return LayerOutputs(
+            y=new(self.sequence_shape(d * r)),
+            h_n=new((d, self.batch, r)),
+            c_n=new((d, self.batch, h) if has_c else (0,)),
+            cell_states=new(self.sequence_shape(d * h) if wants_cell_states else (0,)),
+            reserve=new((d, self.rows, self.reserve_width) if self.training else (0,)),
+        )
+
+    @staticmethod
+    def of(
+        cell: str,
+        inputs: LayerInputs,
+        *,
+        directions: int,
+        keep_cell_states: bool,
+        training: bool,
+    ) -> Problem:
+        """Validate the arguments of a layer call.
+
+        Raises:
+            RuntimeError: a tensor has the wrong shape, dtype or device.
+            ValueError: lengths or batch_sizes hold impossible values.
+            TypeError: an argument is not a tensor, or reset is not boolean.
+        """
+        x, h0, c0, weights, lengths, batch_sizes, reset = inputs
+        spec = CELLS.get(cell)
+        if spec is None:
+            raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+        packed = batch_sizes is not None
+        if x.dim() != (2 if packed else 3):
+            raise RuntimeError(f"input: expected {2 if packed else 3} dimensions, got {x.dim()}")
+        if not x.dtype.is_floating_point and not x.dtype.is_complex:
+            raise RuntimeError(f"input: expected a floating point dtype, got {x.dtype}")
+
+        per_direction, leftover = divmod(len(weights), directions)
+        if leftover or not 2 <= per_direction <= 5:
+            raise RuntimeError(
+                f"weights: expected 2 to 5 tensors for each of {directions} directions, "
+                f"got {len(weights)} in all"
+            )
+        bias = per_direction >= 4
+        projected = per_direction in (3, 5)
+        if projected and not spec.has_cell_state:
+            raise RuntimeError(f"weights: a projection (weight_hr) is for lstm only, not {cell}")
+        gate_rows = weights[0].shape[0] if weights[0].dim() else 0
+        hidden_size = gate_rows // spec.gates
+        output_size = hidden_size
+        if projected:
+            w_hr = weights[per_direction - 1]
+            output_size = w_hr.shape[0] if w_hr.dim() else 0
+            if not 0 < output_size < hidden_size:
+                raise RuntimeError(
+                    f"weight_hr: expected 1 to {hidden_size - 1} rows, got shape {tuple(w_hr.shape)}"
+                )
+
+        if packed:
+            steps, batch = _check_batch_sizes(batch_sizes, x.shape[0])
+            rows = x.shape[0]
+            if lengths is not None:
+                raise ValueError("lengths: a PackedSequence carries its own, expected None")
+        else:
+            steps, batch = x.shape[0], x.shape[1]
+            rows = steps * batch
+        if steps == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+        problem = Problem(
+            cell=spec,
+            dtype=x.dtype,
+            device=x.device,
+            steps=steps,
+            batch=batch,
+            rows=rows,
+            input_size=x.shape[-1],
+            hidden_size=hidden_size,
+            output_size=output_size,
+            directions=directions,
+            bias=bias,
+            packed=packed,
+            lengths=lengths is not None,
+            reset=reset is not None,
+            keep_cell_states=keep_cell_states and spec.has_cell_state,
+            training=training,
+        )
+        problem._check_weights(weights)
+        if h0 is not None:
+            problem._check_tensor("h0", h0, (directions, batch, output_size))
+        if c0 is not None:
+            if not spec.has_cell_state:
+                raise RuntimeError(f"c0: {cell} has no cell state, expected None")
+            problem._check_tensor("c0", c0, (directions, batch, hidden_size))
+        if lengths is not None:
+            _check_lengths(lengths, steps, batch)
+        if reset is not None:
+            problem._check_reset(reset)
+        return problem
+
+    def _check_tensor(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        if tensor.shape != shape:
+            raise RuntimeError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+        if tensor.dtype != self.dtype:
+            raise RuntimeError(
+                f"{name}: expected {self.dtype}, the dtype of the input, got {tensor.dtype}"
+            )
+        if tensor.device != self.device:
+            raise RuntimeError(
+                f"{name}: expected device {self.device}, that of the input, got {tensor.device}"
+            )
+
+    def _check_weights(self, weights: Sequence[Tensor]) -> None:
+        gate_rows = self.cell.gates * self.hidden_size
+        expected: list[tuple[str, tuple[int, ...]]] = [
+            ("weight_ih", (gate_rows, self.input_size)),
+            ("weight_hh", (gate_rows, self.output_size)),
+        ]
+        if self.bias:
+            expected += [("bias_ih", (gate_rows,)), ("bias_hh", (gate_rows,))]
+        if self.projected:
+            expected += [("weight_hr", (self.output_size, self.hidden_size))]
+        for index, weight in enumerate(weights):
+            name, shape = expected[index % len(expected)]
+            if weight.shape != shape or weight.dtype != self.dtype or weight.device != self.device:
+                self._check_tensor(name if index < len(expected) else f"{name}_reverse", weight, shape)
+
+    def _check_reset(self, reset: Tensor) -> None:
+        if reset.dtype != torch.bool:
+            raise TypeError(f"reset: expected dtype torch.bool, got {reset.dtype}")
+        if reset.shape != (self.steps, self.batch):
+            raise RuntimeError(
+                f"reset: expected shape {(self.steps, self.batch)}, one flag for each step of each "
+                f"row, got {tuple(reset.shape)}"
+            )
+        if reset.device != self.device:
+            raise RuntimeError(
+                f"reset: expected device {self.device}, that of the input, got {reset.device}"
+            )
+
+
+def _is_concrete(tensor: Tensor) -> bool:
+    """Whether the values of a tensor can be read now (they cannot while tracing)."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta or _is_fake(tensor))
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    if type(tensor) is Tensor or type(tensor) is torch.nn.Parameter:
+        return False
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+def _check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
+    if lengths.dtype != torch.int64 or lengths.device.type not in ("cpu", "meta"):
+        raise TypeError(
+            f"lengths: expected torch.int64 on the CPU, got {lengths.dtype} on {lengths.device}"
+        )
+    if lengths.shape != (batch,):
+        raise RuntimeError(
+            f"lengths: expected shape {(batch,)}, one length for each row, got {tuple(lengths.shape)}"
+        )
+    if batch and _is_concrete(lengths):
+        low, high = (int(bound) for bound in torch.aminmax(lengths))
+        if low < 0 or high > steps:
+            raise ValueError(
+                f"lengths: expected values from 0 to {steps}, the number of steps of the input, "
+                f"got {low if low < 0 else high}"
+            )
+
+
+def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> tuple[int, int]:
+    """Number of steps and batch size of packed data."""
+    if batch_sizes.dtype != torch.int64 or batch_sizes.device.type not in ("cpu", "meta"):
+        raise RuntimeError(
+            f"batch_sizes: expected torch.int64 on the CPU, got {batch_sizes.dtype} on {batch_sizes.device}"
+        )
+    if batch_sizes.dim() != 1:
+        raise RuntimeError(f"batch_sizes: expected 1 dimension, got {batch_sizes.dim()}")
+    steps = batch_sizes.shape[0]
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    batch = int(batch_sizes[0])
+    if _is_concrete(batch_sizes):
+        total = int(batch_sizes.sum())
+        if total != rows:
+            raise RuntimeError(f"batch_sizes: expected a sum of {rows}, the rows of the data, got {total}")
+        if int(batch_sizes.min()) <= 0:
+            raise RuntimeError("batch_sizes: expected positive values, got one that is not")
+        if steps > 1 and bool((batch_sizes[1:] > batch_sizes[:-1]).any()):
+            raise RuntimeError("batch_sizes: expected values that do not increase, got some that do")
+    return steps, batch
