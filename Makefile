@@ -1,0 +1,76 @@
+# One command for each job, from a fresh clone: the first sets up .venv and compiles, later ones
+# compile what changed. Nothing is fetched once everything is installed.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Installed where .venv has no torch yet. The package index decides whether this is a build for CPUs
+# or for GPUs; on a machine with a GPU and another driver set TORCH=torch, or a version.
+TORCH ?= torch==2.13.0
+# Passed on to the program a target runs, as in: make test ARGS='-k lstm -m "not slow"'
+ARGS ?=
+
+PY := $(VENV)/bin/python
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp')
+CLANG_FORMAT := $(VENV)/bin/clang-format
+PYTHON_SOURCES := fastrnn tests bench setup.py
+
+.PHONY: help setup demo test bench lint lint-python lint-types lint-cpp format clean
+
+help:
+	@echo 'make demo    train a character model with fastrnn and with torch.nn   TEXT=file'
+	@echo 'make test    run all tests                                            ARGS="-k lstm"'
+	@echo 'make bench   time fastrnn against torch.nn                            THREADS=n'
+	@echo 'make lint    ruff, mypy, clang-format: report'
+	@echo 'make format  ruff, clang-format: rewrite'
+	@echo 'make setup   only create $(VENV), install and compile'
+	@echo 'make clean   remove $(VENV) and everything built'
+
+setup: $(VENV)/built
+
+demo: $(VENV)/built
+	$(PY) -m fastrnn.examples.char_lm $(if $(TEXT),--text '$(TEXT)') $(ARGS)
+
+test: $(VENV)/built
+	$(PY) -m pytest $(ARGS)
+
+bench: $(VENV)/built
+	$(PY) -m bench.run $(if $(THREADS),--threads $(THREADS)) $(ARGS)
+
+lint: lint-python lint-types lint-cpp
+
+lint-python: $(VENV)/installed
+	$(PY) -m ruff check $(PYTHON_SOURCES)
+	$(PY) -m ruff format --check $(PYTHON_SOURCES)
+
+lint-types: $(VENV)/installed
+	$(PY) -m mypy
+
+lint-cpp: $(VENV)/installed
+	$(CLANG_FORMAT) --dry-run -Werror $(CPP)
+
+format: $(VENV)/installed
+	$(PY) -m ruff check --fix $(PYTHON_SOURCES)
+	$(PY) -m ruff format $(PYTHON_SOURCES)
+	$(CLANG_FORMAT) -i $(CPP)
+
+clean:
+	rm -rf '$(VENV)' build dist *.egg-info fastrnn/_C.*.so
+
+# Without build isolation, so that later compiles need no network and can be incremental. torch goes
+# first: one that is there satisfies fastrnn's requirement and is left alone.
+$(VENV)/installed: pyproject.toml setup.py
+	test -x $(PY) || $(PYTHON) -m venv '$(VENV)'
+	$(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' \
+	  || $(PY) -m pip install '$(TORCH)'
+	$(PY) -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  > '$(VENV)/build-requires.txt'
+	$(PY) -m pip install -r '$(VENV)/build-requires.txt'
+	$(PY) -m pip install --no-build-isolation -e '.[dev]'
+	touch $@
+
+$(VENV)/built: $(VENV)/installed CMakeLists.txt $(CPP)
+	$(PY) setup.py --quiet build_ext --inplace
+	@ls fastrnn/_C.*.so > /dev/null 2>&1 \
+	  || echo 'fastrnn: installed as pure Python, without C++ kernels (see setup.py)'
+	touch $@

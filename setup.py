@@ -1,0 +1,148 @@
+"""Build of the extension ``fastrnn._C``; what is declarative stands in pyproject.toml.
+
+CMakeLists.txt is the only list of sources and flags, this file drives it. torch is not imported:
+pip's build isolation works, and one build serves every version of torch.
+
+Environment:
+    FASTRNN_NATIVE: 0 installs the pure-Python package; 1 makes a missing compiler an error; unset
+        compiles where there are a C++ compiler and CMake, and installs pure Python elsewhere.
+    MAX_JOBS: parallel compile jobs; default one per CPU.
+    CXX, CXXFLAGS: read by CMake.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+
+
+def find_cmake() -> str | None:
+    """CMake of the Python package that pyproject.toml requires, else that of the PATH."""
+    try:
+        from cmake import CMAKE_BIN_DIR
+    except ImportError:
+        return shutil.which("cmake")
+    return str(Path(CMAKE_BIN_DIR) / "cmake")
+
+
+def find_ninja() -> str | None:
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        return shutil.which("ninja")
+    return str(Path(BIN_DIR) / "ninja")
+
+
+def missing_tools() -> list[str]:
+    """What compiling would need and this machine lacks. A CXX that was named is believed."""
+    compilers = ("c++", "g++", "clang++")
+    has_compiler = bool(os.environ.get("CXX")) or any(map(shutil.which, compilers))
+    return [
+        name
+        for name, found in (("a C++ compiler", has_compiler), ("CMake", find_cmake() is not None))
+        if not found
+    ]
+
+
+def why_pure() -> str:
+    """Why nothing is compiled; empty where the extension is to be built."""
+    native = os.environ.get("FASTRNN_NATIVE", "").strip()
+    if native not in ("", "0", "1"):
+        raise SystemExit(f"FASTRNN_NATIVE: expected 0, 1 or nothing, got {native!r}")
+    if native == "0":
+        return "FASTRNN_NATIVE=0"
+    missing = " and ".join(missing_tools())
+    if missing and native == "1":
+        raise SystemExit(f"FASTRNN_NATIVE=1 insists on the C++ kernels, but {missing} is missing")
+    return missing and f"{missing} not found"
+
+
+def jobs() -> int:
+    text = os.environ.get("MAX_JOBS", "").strip()
+    if not text:
+        return os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise SystemExit(f"MAX_JOBS: expected a positive number, got {text!r}")
+    return int(text)
+
+
+WHY_PURE = why_pure()
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds with CMake, then copies the module to where setuptools wants it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        # Not setuptools' build_temp: that is a new folder for each editable install, and an edit
+        # of one C++ file would then compile them all.
+        tree = ROOT / "build" / f"cmake-{self.plat_name}-{sys.implementation.cache_tag}"
+        configure = [
+            find_cmake() or "cmake",
+            f"-S{ROOT}",
+            f"-B{tree}",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DFASTRNN_VERSION={self.distribution.get_version()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        ]
+        ninja = find_ninja()
+        if ninja is not None:
+            # Named at each build: the one of an isolated build is gone by the next.
+            configure += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        else:
+            configure += ["-GUnix Makefiles"]
+        build = [configure[0], "--build", str(tree), "--parallel", str(jobs())]
+        for command in (configure, build):
+            print("fastrnn:", *command, flush=True)
+            try:
+                subprocess.run(command, check=True)
+            except subprocess.CalledProcessError as error:
+                raise CompileError(
+                    "compiling fastrnn's C++ kernels failed, see above for the reason; "
+                    "FASTRNN_NATIVE=0 installs the package without them"
+                ) from error
+        target = Path(self.get_ext_fullpath(ext.name))
+        self.mkpath(str(target.parent))
+        self.copy_file(str(tree / target.name), str(target))
+
+
+class BuildPython(build_py):
+    """Adds the C++ sources to the wheel, for what compiles them at run time."""
+
+    def run(self) -> None:
+        super().run()
+        if WHY_PURE:
+            print(
+                f"fastrnn: no C++ kernels are compiled ({WHY_PURE}). The package is pure Python; "
+                "calls on the CPU are served by numba, which is slower.",
+                file=sys.stderr,
+            )
+        if self.editable_mode:
+            # An editable install is the tree itself: no copy of csrc/ is needed, and an extension
+            # that an earlier build left would go on serving an install that asks for none.
+            if WHY_PURE:
+                for stale in (ROOT / "fastrnn").glob("_C.*.so"):
+                    stale.unlink()
+            return
+        target = Path(self.build_lib, "fastrnn", "csrc")
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(ROOT / "csrc", target)
+        shutil.copy(ROOT / "CMakeLists.txt", target)
+
+
+setup(
+    ext_modules=[] if WHY_PURE else [Extension("fastrnn._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildPython},
+)
