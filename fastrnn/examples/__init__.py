@@ -1,0 +1,1 @@
+"""Programs to start from: ``python -m fastrnn.examples.char_lm``."""
