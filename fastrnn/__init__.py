@@ -10,7 +10,20 @@ from . import backends, functional
 from ._env import set_up_logging as _set_up_logging
 from ._version import __version__
 from .backends import explain, use_backend
+from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 _set_up_logging()
 
-__all__ = ["__version__", "backends", "explain", "functional", "use_backend"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "backends",
+    "explain",
+    "functional",
+    "use_backend",
+]

@@ -1,0 +1,57 @@
+"""Which module calls are torch's own: those where something looks at the operator that is called.
+
+Tensor subclasses and duck types with ``__torch_function__``, function modes, ``torch.jit.trace``
+and ``torch.export`` expect torch's operator (``aten::lstm``), which they know, and autocast has
+rules of its own for each. The module then calls the forward of torch's module of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _disabled_torch_function_impl, _get_tracing_state
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+TorchForward = Callable[..., Any]
+
+
+def recorded() -> bool:
+    """Whether torch.jit or torch.export records the operators that are called."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return _get_tracing_state() is not None
+
+
+def seen_by_torch_function(values: Iterable[object], *, options: str | None) -> bool:
+    """Whether a call for which ``has_torch_function`` said yes has to be torch's.
+
+    Args:
+        values: input, states and weights of the call.
+        options: what the call wants that torch has no operator for, in words, or None.
+
+    Raises:
+        TypeError: one of ``values`` overrides torch functions, and there are such options.
+    """
+    overriding = next(filter(_overrides_torch, values), None)
+    if overriding is None:
+        # A function mode. torch.set_default_device is one too, without interest in our calls.
+        modes = _get_current_function_mode_stack()
+        return options is None and any(not isinstance(mode, DeviceContext) for mode in modes)
+    if options is not None:
+        raise TypeError(
+            f"{options}: expected plain tensors, got {type(overriding).__name__}, which overrides "
+            "torch functions (__torch_function__); torch has no function with this option"
+        )
+    return True
+
+
+def _overrides_torch(value: object) -> bool:
+    """Whether torch functions called with ``value`` go to its ``__torch_function__``."""
+    kind = type(value)
+    override = getattr(kind, "__torch_function__", None)
+    plain = (Tensor, torch.nn.Parameter)
+    return kind not in plain and override not in (None, _disabled_torch_function_impl)

@@ -1,0 +1,192 @@
+"""What RNN, LSTM and GRU share: checks in torch's order and words, and who serves a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch._C import _is_any_autocast_enabled
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import has_torch_function
+
+from ..cells import CELLS, Cell
+from ..functional import sequence
+from ._dispatch import TorchForward, recorded, seen_by_torch_function
+
+CELL_OF_MODE: dict[str, Cell] = {cell.torch_mode: cell for cell in CELLS.values()}
+
+_TORCH_CHECKS = (nn.RNNBase.check_forward_args, nn.LSTM.check_forward_args)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """``value`` if it is a bool, else torch's TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+    return value
+
+
+class SequenceModule(nn.RNNBase):
+    """A stack of recurrent layers behind the interface of ``torch.nn.RNNBase``.
+
+    Parameters, initial values, pickling and the check methods, which subclasses may override, are
+    those of ``torch.nn.RNNBase``. ``mode`` decides the cell, as in torch.
+    """
+
+    #: Forward of torch's module of the same name, bound at import: ``torch.nn.LSTM`` may later be
+    #: replaced by the very class that falls back on it.
+    _torch_forward: ClassVar[TorchForward]
+    #: What torch's module says of an input that is neither 2-D nor 3-D.
+    _rank_message: ClassVar[str]
+    #: Class attribute so that a state pickled by torch.nn, which lacks it, has the default.
+    return_cell_states: bool = False
+
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Tensor | Sequence[int] | None,
+        reset: Tensor | None,
+    ) -> Any:
+        self._update_flat_weights()
+        # Weights are read at each call, and never kept in another form: writes through .data,
+        # numpy or another process go unnoticed by any cache.
+        weights: list[Tensor] = self._flat_weights  # type: ignore[assignment]
+        x = input.data if isinstance(input, PackedSequence) else input
+        states = () if hx is None else self._states(hx)
+        if has_torch_function((x, *states, *weights)):
+            options = self._options(lengths, reset)
+            if seen_by_torch_function((x, *states, *weights), options=options):
+                return self._torch_forward(input, hx)
+        if (_is_any_autocast_enabled() or recorded()) and self._options(lengths, reset) is None:
+            return self._torch_forward(input, hx)
+        if isinstance(input, PackedSequence):
+            return self._run_packed(input, hx, weights, lengths, reset)
+
+        rank = x.dim()
+        if rank not in (2, 3):
+            raise ValueError(self._rank_message.format(rank))
+        for state in states:
+            if state.dim() != rank:
+                raise RuntimeError(self._state_rank_message(rank, states))
+        if rank == 3:
+            self._check(x, hx, None)
+        else:
+            batched = tuple(state.unsqueeze(1) for state in states)
+            hx_batched = hx if hx is None else batched if len(batched) == 2 else batched[0]
+            self._check(x.unsqueeze(0 if self.batch_first else 1), hx_batched, None)
+        output, hidden, cell_states = self._layers(input, states, weights, lengths, reset)
+        return (output, hidden, cell_states) if self.return_cell_states else (output, hidden)
+
+    def _run_packed(
+        self,
+        input: PackedSequence,
+        hx: Any,
+        weights: list[Tensor],
+        lengths: Tensor | Sequence[int] | None,
+        reset: Tensor | None,
+    ) -> Any:
+        """States and reset come in the user's order of the rows, the layers want the sorted one."""
+        x, batch_sizes, sorted_indices, unsorted_indices = input
+        if batch_sizes.shape[0] == 0:
+            raise IndexError("index 0 is out of bounds for dimension 0 with size 0")
+        if hx is not None:
+            hx = self.permute_hidden(hx, sorted_indices)
+        self._check(x, hx, batch_sizes)
+        if sorted_indices is not None and isinstance(reset, Tensor) and reset.dim() == 2:
+            rows = 0 if self.batch_first else 1
+            if reset.shape[rows] == sorted_indices.shape[0]:  # else: refused further down
+                reset = reset.index_select(rows, sorted_indices)
+
+        states = () if hx is None else self._states(hx)
+        in_order = PackedSequence(x, batch_sizes)
+        output, hidden, cell_states = self._layers(in_order, states, weights, lengths, reset)
+        hidden = self.permute_hidden(hidden, unsorted_indices)
+
+        def like_input(sequence: PackedSequence) -> PackedSequence:
+            return PackedSequence(sequence.data, batch_sizes, sorted_indices, unsorted_indices)
+
+        if self.return_cell_states:
+            return like_input(output), hidden, tuple(like_input(c) for c in cell_states)
+        return like_input(output), hidden
+
+    def _layers(
+        self,
+        input: Tensor | PackedSequence,
+        states: tuple[Tensor, ...],
+        weights: list[Tensor],
+        lengths: Tensor | Sequence[int] | None,
+        reset: Tensor | None,
+    ) -> tuple[Any, Any, tuple[Any, ...]]:
+        """Output, last state in the form of ``hx``, cell states of each layer."""
+        output, h_n, c_n, cell_states = sequence(
+            CELL_OF_MODE[self.mode].name,
+            input,
+            weights,
+            states[0] if states else None,
+            states[1] if len(states) == 2 else None,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            training=self.training,
+            lengths=lengths,
+            reset=reset,
+            return_cell_states=self.return_cell_states,
+        )
+        return output, (h_n if c_n is None else (h_n, c_n)), cell_states
+
+    def _check(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> None:
+        """torch's ``check_forward_args``, sparing zeros for states that are not given."""
+        if hx is not None:
+            self.check_forward_args(input, hx, batch_sizes)
+            return
+        if getattr(self.check_forward_args, "__func__", None) not in _TORCH_CHECKS:
+            self.check_forward_args(input, self._zeros(input, batch_sizes), batch_sizes)
+            return
+        self.check_input(input, batch_sizes)
+        # With a given state its size would tell; a hidden_size changed later must not go unseen.
+        width = self._flat_weights[1].shape[-1]  # type: ignore[union-attr]
+        if width != (self.proj_size or self.hidden_size):
+            raise RuntimeError(
+                f"{self._flat_weights_names[1]}: expected {self.proj_size or self.hidden_size} "
+                f"columns, the size of the hidden state of the module, got {width}"
+            )
+
+    def _zeros(self, input: Tensor, batch_sizes: Tensor | None) -> Any:
+        """The initial states that None stands for."""
+        return input.new_zeros(self.get_expected_hidden_size(input, batch_sizes))
+
+    def _states(self, hx: Any) -> tuple[Tensor, ...]:
+        """The tensors of ``hx``."""
+        return (hx,)
+
+    def _state_rank_message(self, rank: int, states: tuple[Tensor, ...]) -> str:
+        batched = "batched 3-D" if rank == 3 else "unbatched 2-D"
+        return f"For {batched} input, hx should also be {rank}-D but got {states[0].dim()}-D tensor"
+
+    def _options(self, lengths: object, reset: object) -> str | None:
+        """What this call wants that torch has no operator for, in words."""
+        options = []
+        if lengths is not None:
+            options.append("lengths")
+        if reset is not None:
+            options.append("reset")
+        if self.return_cell_states:
+            options.append("return_cell_states")
+        if CELL_OF_MODE[self.mode].torch_name is None:
+            options.append(f"mode {self.mode}")
+        return ", ".join(options) or None
+
+    def flatten_parameters(self) -> None:
+        """torch's own, for its fallback on GPUs; it does not know the modes torch lacks."""
+        if CELL_OF_MODE[self.mode].torch_name is not None:
+            super().flatten_parameters()
+
+    def _update_flat_weights(self) -> None:
+        """torch's own, preceded by a quick look for the common case of untouched Parameters."""
+        parameters = self._parameters
+        for ref, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
+            if ref is None or ref() is not parameters.get(name):
+                super()._update_flat_weights()
+                return

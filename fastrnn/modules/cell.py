@@ -1,0 +1,277 @@
+"""RNNCell, LSTMCell and GRUCell: ``torch.nn``'s modules over one step, with more options.
+
+Shapes in the docstrings: B batch rows, I ``input_size``, H ``hidden_size``; without B for an
+unbatched input.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import has_torch_function
+
+from ..autograd import layer
+from ..backends import transformed
+from ..cells import CELLS, NONLINEARITIES
+from ..problem import LayerInputs
+from ._dispatch import TorchForward, recorded, seen_by_torch_function
+from .base import check_flag
+
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+class _CellModule(nn.RNNCellBase):
+    """One step as a sequence of length 1.
+
+    Parameters and their initial values are those of ``torch.nn.RNNCellBase``. What torch's module
+    would refuse goes to its forward, which knows what to say.
+    """
+
+    #: Forward of torch's module of the same name, bound at import: ``torch.nn.LSTMCell`` may later
+    #: be replaced by the very class that falls back on it.
+    _torch_forward: ClassVar[TorchForward]
+
+    def _step(
+        self, cell: str, input: Tensor, h: Tensor | None, c: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """h and c (empty if the cell has none) after one step; None: the call is torch's.
+
+        Raises (for cells that torch lacks):
+            ValueError: a tensor is neither 1-D nor 2-D.
+            RuntimeError: a size, dtype or device does not fit.
+            TypeError: a tensor overrides torch functions.
+        """
+        has_torch = CELLS[cell].torch_name is not None
+        w_ih, w_hh, b_ih, b_hh = weights = self._weights()
+        if has_torch_function((input, h, c, *weights)) and seen_by_torch_function(
+            (input, h, c, *weights), options=None if has_torch else cell
+        ):
+            return None
+        rank = input.dim()
+        if has_torch:
+            if rank not in (1, 2) or transformed() or recorded():
+                return None
+            state_shape = (*input.shape[:-1], w_hh.shape[-1])
+            if (
+                input.shape[-1] != w_ih.shape[-1]
+                or input.dtype != w_ih.dtype
+                or (h is not None and h.shape != state_shape)
+                or (c is not None and c.shape != state_shape)
+                or self.hidden_size == 0
+                or (b_ih is None) is not (b_hh is None)
+            ):
+                return None
+        else:
+            self._check_rank("input", input)
+            if h is not None:
+                self._check_rank("hidden", h)
+
+        add_dims = _from_vector if rank == 1 else _from_matrix
+        outputs = layer(
+            cell,
+            LayerInputs(
+                x=add_dims(input),
+                h0=None if h is None else add_dims(h),
+                c0=None if c is None else add_dims(c),
+                weights=[weight for weight in weights if weight is not None],
+                lengths=None,
+                batch_sizes=None,
+                reset=None,
+            ),
+            directions=1,
+            keep_cell_states=False,
+        )
+        if rank == 1:
+            return outputs.h_n.flatten(), outputs.c_n.flatten()
+        # Copies: detach_() refuses views, and loops over cells use it on the states.
+        h_n, c_n = outputs.h_n, outputs.c_n
+        return torch.squeeze_copy(h_n, 0), (torch.squeeze_copy(c_n, 0) if cell == "lstm" else c_n)
+
+    def _weights(self) -> Weights:
+        """The weights as they are now, without the search of ``Module.__getattr__`` if possible."""
+        own: dict[str, Any] = self._parameters
+        try:
+            return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
+        except KeyError:  # reparametrized, or replaced by plain tensors
+            return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+
+    def _check_rank(self, name: str, tensor: Tensor) -> None:
+        if tensor.dim() not in (1, 2):
+            cell = type(self).__name__
+            raise ValueError(f"{cell}: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
+
+
+def _from_vector(tensor: Tensor) -> Tensor:
+    return tensor[None, None]
+
+
+def _from_matrix(tensor: Tensor) -> Tensor:
+    return tensor.unsqueeze(0)
+
+
+class RNNCell(_CellModule):
+    r"""One step of a vanilla recurrence (Elman 1990), in place of ``torch.nn.RNNCell``.
+
+    .. math:: h' = g(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
+
+    Args:
+        input_size: I.
+        hidden_size: H; 0 is allowed.
+        bias: whether there are ``b_ih`` and ``b_hh``.
+        nonlinearity: g, ``'tanh'`` or ``'relu'``, and, beyond torch.nn, ``'sigmoid'`` or
+            ``'identity'``. Read at each call.
+        device, dtype: of the parameters.
+
+    Parameters: ``weight_ih (H, I)``, ``weight_hh (H, H)``, ``bias_ih`` and ``bias_hh (H,)``.
+    """
+
+    __constants__ = [*nn.RNNCellBase.__constants__, "nonlinearity"]  # noqa: RUF012
+    _torch_forward: ClassVar[TorchForward] = nn.RNNCell.forward
+
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The next hidden state.
+
+        Args:
+            input: ``(B, I)`` or ``(I,)``.
+            hx: ``(B, H)`` or ``(H,)``; None for zeros.
+
+        Returns:
+            ``(B, H)`` or ``(H,)``.
+
+        Raises:
+            ValueError: a tensor is neither 1-D nor 2-D.
+            RuntimeError: a size, dtype or device does not fit; the nonlinearity is unknown.
+        """
+        known = self.nonlinearity in NONLINEARITIES
+        step = self._step(f"rnn_{self.nonlinearity}", input, hx, None) if known else None
+        if step is None:
+            result: Tensor = self._torch_forward(input, hx)
+            return result
+        return step[0]
+
+
+class LSTMCell(_CellModule):
+    r"""One step of a long short-term memory, in place of ``torch.nn.LSTMCell``.
+
+    .. math::
+        i, f, o &= \sigma(W_{ih} x + b_{ih} + W_{hh} h + b_{hh}) \\
+        g &= \tanh(W_{ih} x + b_{ih} + W_{hh} h + b_{hh}) \\
+        c' &= f \odot c + i \odot g \\
+        h' &= o \odot \tanh(c')
+
+    each gate with its own rows of the weights, in the order i, f, g, o.
+
+    Args:
+        input_size: I.
+        hidden_size: H; 0 is allowed.
+        bias: whether there are ``b_ih`` and ``b_hh``.
+        device, dtype: of the parameters.
+
+    Parameters: ``weight_ih (4H, I)``, ``weight_hh (4H, H)``, ``bias_ih`` and ``bias_hh (4H,)``.
+    """
+
+    _torch_forward: ClassVar[TorchForward] = nn.LSTMCell.forward
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The next hidden and cell state.
+
+        Args:
+            input: ``(B, I)`` or ``(I,)``.
+            hx: h and c, each ``(B, H)`` or ``(H,)``; None for zeros.
+
+        Returns:
+            h' and c', each ``(B, H)`` or ``(H,)``.
+
+        Raises:
+            ValueError: a tensor is neither 1-D nor 2-D.
+            RuntimeError: a size, dtype or device does not fit; hx has not two items.
+            TypeError: hx is a tensor.
+        """
+        step = None
+        if hx is None:
+            step = self._step("lstm", input, None, None)
+        elif isinstance(hx, (tuple, list)) and len(hx) == 2:
+            step = self._step("lstm", input, hx[0], hx[1])
+        if step is None:
+            result: tuple[Tensor, Tensor] = self._torch_forward(input, hx)
+            return result
+        return step
+
+
+class GRUCell(_CellModule):
+    r"""One step of a gated recurrent unit, in both forms, in place of ``torch.nn.GRUCell``.
+
+    .. math::
+        r, z &= \sigma(W_{ih} x + b_{ih} + W_{hh} h + b_{hh}) \\
+        n &= \tanh(W_{in} x + b_{in} + r \odot (W_{hn} h + b_{hn})) \\
+        h' &= (1 - z) \odot n + z \odot h
+
+    each gate with its own rows of the weights, in the order r, z, n.
+
+    Args:
+        input_size: I.
+        hidden_size: H; 0 is allowed.
+        bias: whether there are ``b_ih`` and ``b_hh``.
+        device, dtype: of the parameters.
+        reset_after: (beyond torch.nn, keyword only) False for the form of Cho et al. 2014, see
+            ``fastrnn.GRU``. Read at each call.
+
+    Parameters: ``weight_ih (3H, I)``, ``weight_hh (3H, H)``, ``bias_ih`` and ``bias_hh (3H,)``.
+    """
+
+    _torch_forward: ClassVar[TorchForward] = nn.GRUCell.forward
+    #: Class attribute so that a state pickled by torch.nn, which lacks it, has the default.
+    reset_after: bool = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+        self.reset_after = check_flag("reset_after", reset_after)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The next hidden state; arguments and errors are those of ``RNNCell``."""
+        step = self._step("gru" if self.reset_after else "gru_reset_before", input, hx, None)
+        if step is None:
+            result: Tensor = self._torch_forward(input, hx)
+            return result
+        return step[0]
+
+    def extra_repr(self) -> str:
+        extra = super().extra_repr()
+        return extra if self.reset_after else f"{extra}, reset_after=False"
