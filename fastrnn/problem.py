@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from .cells import CELLS, Cell
+
+W = TypeVar("W")
 
 
 class LayerInputs(NamedTuple):
@@ -98,6 +100,11 @@ class Problem:
         """Floats kept for backward per row and direction, cell states apart."""
         width = len(self.cell.saved) * self.hidden_size
         return width + self.output_size if self.projected else width
+
+    def direction_weights(self, weights: Sequence[W], direction: int) -> list[W]:
+        """The part of a list with an entry per weight that belongs to one direction."""
+        count = self.weights_per_direction
+        return list(weights[direction * count : (direction + 1) * count])
 
     def sequence_shape(self, features: int) -> tuple[int, ...]:
         """Shape of a tensor with ``features`` values for every row, in the layout of the input."""

@@ -84,8 +84,7 @@ STEPS: dict[str, Step] = {
 
 
 def _weights_of(problem: Problem, weights: Sequence[Tensor], direction: int) -> Weights:
-    count = problem.weights_per_direction
-    own = list(weights[direction * count : (direction + 1) * count])
+    own = problem.direction_weights(weights, direction)
     w_hr = own.pop() if problem.projected else None
     b_ih, b_hh = (own[2], own[3]) if problem.bias else (None, None)
     return own[0], own[1], b_ih, b_hh, w_hr

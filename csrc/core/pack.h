@@ -1,0 +1,172 @@
+// Pack<T>: one SIMD register of T, the value type V of the cells on a CPU.
+//
+// Written with the vector extensions of GCC and Clang, so one text serves SSE2, AVX2, AVX-512 and
+// NEON; FASTRNN_VECTOR_BYTES, set by each target's source file, is the width of a register.
+#pragma once
+
+#include "platform.h"
+
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#ifndef FASTRNN_VECTOR_BYTES
+#define FASTRNN_VECTOR_BYTES 16
+#endif
+
+FASTRNN_NAMESPACE_BEGIN
+
+// The vector types of each scalar. Loose is the same register without the alignment of one, for
+// memory that has only that of a scalar. (Spelt out: the attribute is lost on dependent types.)
+#define FASTRNN_VECTOR __attribute__((vector_size(FASTRNN_VECTOR_BYTES)))
+#define FASTRNN_LOOSE(T) \
+  __attribute__((vector_size(FASTRNN_VECTOR_BYTES), aligned(sizeof(T)), may_alias))
+template <class T>
+struct VectorTypes;
+template <>
+struct VectorTypes<float> {
+  typedef float Vector FASTRNN_VECTOR;
+  typedef int32_t Bits FASTRNN_VECTOR;
+  typedef float Loose FASTRNN_LOOSE(float);
+};
+template <>
+struct VectorTypes<double> {
+  typedef double Vector FASTRNN_VECTOR;
+  typedef int64_t Bits FASTRNN_VECTOR;
+  typedef double Loose FASTRNN_LOOSE(double);
+};
+
+template <class T>
+struct Pack {
+  using Vector = typename VectorTypes<T>::Vector;
+  using Bits = typename VectorTypes<T>::Bits;
+  using Loose = typename VectorTypes<T>::Loose;
+
+  static constexpr int kWidth = FASTRNN_VECTOR_BYTES / sizeof(T);
+
+  Vector v;
+
+  Pack() = default;
+  FASTRNN_FN Pack(Vector vector) : v(vector) {}
+  FASTRNN_FN explicit Pack(T scalar) : v(Vector{} + scalar) {}
+
+  static FASTRNN_FN Pack load(const T* p) { return Pack(Vector(*(const Loose*)p)); }
+  FASTRNN_FN void store(T* p) const { *(Loose*)p = v; }
+
+  // The first n of kWidth values; the rest are 0 and are not read.
+  static FASTRNN_FN Pack load(const T* p, int n) {
+    if (n == kWidth) return load(p);
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return Pack((Vector)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+    if constexpr (sizeof(T) == 8) return Pack((Vector)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+#else
+    Pack result(T(0));
+    memcpy(&result.v, p, n * sizeof(T));
+    return result;
+#endif
+  }
+  FASTRNN_FN void store(T* p, int n) const {
+    if (n == kWidth) {
+      store(p);
+    } else {
+#if defined(__AVX512F__)
+      if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+      if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+#else
+      memcpy(p, &v, n * sizeof(T));
+#endif
+    }
+  }
+
+  FASTRNN_FN T sum() const {
+    T total[kWidth];
+    store(total);
+    for (int half = kWidth / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) total[i] += total[i + half];
+    return total[0];
+  }
+};
+
+template <class T>
+FASTRNN_FN Pack<T> operator+(Pack<T> a, Pack<T> b) {
+  return a.v + b.v;
+}
+template <class T>
+FASTRNN_FN Pack<T> operator-(Pack<T> a, Pack<T> b) {
+  return a.v - b.v;
+}
+template <class T>
+FASTRNN_FN Pack<T> operator*(Pack<T> a, Pack<T> b) {
+  return a.v * b.v;
+}
+template <class T>
+FASTRNN_FN Pack<T> operator/(Pack<T> a, Pack<T> b) {
+  return a.v / b.v;
+}
+
+// What the activations need of a value type V beside its arithmetic. A comparison with NaN is
+// false, so clamp_above and clamp_below let NaN through.
+template <class T>
+FASTRNN_FN Pack<T> fma(Pack<T> a, Pack<T> b, Pack<T> c) {
+  return a.v * b.v + c.v;  // contracted to one instruction where the target has it
+}
+template <class T>
+FASTRNN_FN Pack<T> clamp_above(Pack<T> a, T bound) {
+  const auto limit = Pack<T>(bound).v;
+  return a.v > limit ? limit : a.v;
+}
+template <class T>
+FASTRNN_FN Pack<T> clamp_below(Pack<T> a, T bound) {
+  const auto limit = Pack<T>(bound).v;
+  return a.v < limit ? limit : a.v;
+}
+template <class T>
+FASTRNN_FN Pack<T> zero_unless_positive(Pack<T> condition, Pack<T> a) {
+  return condition.v <= Pack<T>(T(0)).v ? Pack<T>(T(0)).v : a.v;
+}
+// relu as torch's: NaN stays NaN.
+template <class T>
+FASTRNN_FN Pack<T> positive_part(Pack<T> a) {
+  return clamp_below(a, T(0));
+}
+template <class T>
+FASTRNN_FN Pack<T> magnitude(Pack<T> a) {
+  using Bits = typename Pack<T>::Bits;
+  const Bits sign = (Bits)Pack<T>(T(-0.0)).v;
+  return Pack<T>((typename Pack<T>::Vector)((Bits)a.v & ~sign));
+}
+template <class T>
+FASTRNN_FN Pack<T> with_sign_of(Pack<T> a, Pack<T> sign_source) {
+  using Bits = typename Pack<T>::Bits;
+  const Bits sign = (Bits)Pack<T>(T(-0.0)).v;
+  return Pack<T>(
+      (typename Pack<T>::Vector)(((Bits)a.v & ~sign) | ((Bits)sign_source.v & sign)));
+}
+// 2^n, where the low bits of `shifted` hold n + Float<T>::kBias: see activation.h.
+template <class T>
+FASTRNN_FN Pack<T> power_of_two(Pack<T> shifted, int mantissa_bits) {
+  using Bits = typename Pack<T>::Bits;
+  return Pack<T>((typename Pack<T>::Vector)((Bits)shifted.v << mantissa_bits));
+}
+
+template <class V>
+struct ScalarOf {
+  using type = V;
+};
+template <class T>
+struct ScalarOf<Pack<T>> {
+  using type = T;
+};
+
+template <class V>
+FASTRNN_FN V zero() {
+  return V(typename ScalarOf<V>::type(0));
+}
+template <class V>
+FASTRNN_FN V one() {
+  return V(typename ScalarOf<V>::type(1));
+}
+
+FASTRNN_NAMESPACE_END

@@ -1,0 +1,416 @@
+// Backpropagation through time, generic over the cell.
+//
+// The steps in reverse: gradient of h from above and, through W_hh, from the next step; the
+// cell's functor turns it into gradients of the pre-activations (da). What the products over all
+// rows need besides (the states that entered each step) is computed again here from the reserve.
+// The ownership of rows and units, and the pointers to zeros, are as in forward.h.
+#pragma once
+
+#include "../core/cells/gru.h"
+#include "../core/cells/lstm.h"
+#include "../core/cells/vanilla.h"
+#include "forward.h"
+
+FASTRNN_NAMESPACE_BEGIN
+
+template <class Cell, class T>
+struct BackwardShared {
+  // Slots of da that went through W_hh: all of them, but for the candidate of a second stage and
+  // for the input part of the candidate of the reset-after GRU, which come last.
+  static constexpr int kThrough = Cell::kTwoStage ? Cell::kGates - 1 : Cell::kGates;
+
+  Operand<T, 1, 4> recurrent;   // da -> dh_{t-1}
+  Operand<T, 1, 4> candidate;   // two stages: da_n -> d(r h)
+  Operand<T, 1, 4> projection;  // dh -> d(o tanh c)
+  T* carry = nullptr;           // (B, R) what reaches h_{t-1} directly
+  T* dc = nullptr;              // (B, H)
+  T* zeros = nullptr;
+
+  void set_up(const Backward<T>& p, int direction, Arena& arena) {
+    const int64_t H = p.hidden, R = p.output;
+    const Weights<T>& w = p.weights[direction];
+    recurrent.shape = {R, kThrough * H};
+    recurrent.matrix = {w.w_hh, 0, 1, R};
+    // One step and no initial state that wants a gradient: nothing goes through W_hh.
+    if (p.steps > 1 || p.grad_h0) recurrent.panels = arena.take<T>(recurrent.shape.size());
+    if (Cell::kTwoStage) {
+      candidate.shape = {H, H};
+      candidate.matrix = {w.w_hh + 2 * H * H, 0, 1, H};
+      candidate.panels = arena.take<T>(candidate.shape.size());
+    }
+    if (w.w_hr) {
+      projection.shape = {H, R};
+      projection.matrix = {w.w_hr, 0, 1, H};
+      projection.panels = arena.take<T>(projection.shape.size());
+    }
+    if (Cell::kDirect) carry = arena.take<T>(p.batch * R);
+    if (Cell::kCellState) dc = arena.take<T>(p.batch * H);
+    zeros = arena.take<T>(Cell::kSaved * H);
+  }
+};
+
+template <class T>
+struct BackwardPointers {
+  const T **a, **saved, **h_prev, **c_prev, **carry_in, **dc_in;
+  int64_t* row;  // row index of each own batch row at the step
+
+  BackwardPointers(int64_t batch, Arena& arena)
+      : a(arena.take<const T*>(batch)),
+        saved(arena.take<const T*>(batch)),
+        h_prev(arena.take<const T*>(batch)),
+        c_prev(arena.take<const T*>(batch)),
+        carry_in(arena.take<const T*>(batch)),
+        dc_in(arena.take<const T*>(batch)),
+        row(arena.take<int64_t>(batch)) {}
+};
+
+template <class Cell, class T>
+class BackwardPass {
+  using V = Pack<T>;
+  static constexpr int kWidth = V::kWidth;
+  static constexpr int kS = Cell::kSaved;
+  static constexpr int64_t kBlock = 4 * kWidth;  // units of a panel
+
+ public:
+  BackwardPass(const Backward<T>& args, int direction, const Timeline& timeline,
+               BackwardShared<Cell, T>& shared, const BackwardPointers<T>& pointers, Split split,
+               Team team)
+      : p_(args),
+        d_(direction),
+        H_(args.hidden),
+        R_(args.output),
+        projected_(args.weights[direction].w_hr != nullptr),
+        width_(kS * H_ + (projected_ ? R_ : 0)),
+        timeline_(timeline),
+        course_{args.steps, direction == 1},
+        rows_{timeline, split == Split::rows ? team.rank : 0,
+              split == Split::rows ? team.size : 1},
+        shared_(shared),
+        at_(pointers),
+        split_(split),
+        team_(team),
+        units_(own_units(H_)),
+        outputs_(own_units(R_)) {}
+
+  void run() {
+    pack();
+    restore_states();
+    for (int64_t s = p_.steps - 1; s >= 0; --s) step(course_.step(s));
+    finish();
+  }
+
+ private:
+  Range own_units(int64_t units) const {
+    Range result((units + kBlock - 1) / kBlock, split_ == Split::units ? team_.rank : 0,
+                 split_ == Split::units ? team_.size : 1);
+    result.begin *= kBlock;
+    result.end = result.end * kBlock < units ? result.end * kBlock : units;
+    return result;
+  }
+  int64_t panel_begin(const Range& units) const { return units.begin / kBlock; }
+  int64_t panel_end(const Range& units) const { return (units.end + kBlock - 1) / kBlock; }
+  template <class Op>
+  void pack_share(Op& op, const Range& own) {
+    const Range share(op.shape.panels(), team_.rank, team_.size);
+    if (split_ == Split::units) {
+      op.pack(panel_begin(own), panel_end(own));
+    } else {
+      op.pack(share.begin, share.end);
+    }
+  }
+  void pack() {
+    pack_share(shared_.recurrent, outputs_);
+    if (Cell::kTwoStage) pack_share(shared_.candidate, units_);
+    if (projected_) pack_share(shared_.projection, units_);
+    if (team_.rank == 0)
+      for (int64_t j = 0; j < kS * H_; ++j) shared_.zeros[j] = T(0);
+    team_.wait();
+  }
+  void meet() const {
+    if (split_ == Split::units) team_.wait();
+  }
+
+  int64_t row(int64_t t, int64_t b) const { return d_ * p_.rows + timeline_.row(t, b); }
+  int64_t column_row(int64_t t, int64_t b) const {
+    return timeline_.row(t, b) * p_.directions + d_;
+  }
+  const T* saved_row(int64_t t, int64_t b) const { return p_.reserve + row(t, b) * width_; }
+  T* da_row(int64_t t, int64_t b) const { return p_.da + row(t, b) * kS * H_; }
+  T* h_prev_row(int64_t t, int64_t b) const { return p_.h_prev + row(t, b) * R_; }
+  int64_t state_row(int64_t b) const { return d_ * p_.batch + b; }
+  const T* c_row(int64_t t, int64_t b) const {
+    return p_.cell_states + column_row(t, b) * H_;
+  }
+  const T* c_before(int64_t t, int64_t b, int64_t length) const {
+    if (timeline_.reset(t, b)) return shared_.zeros;
+    if (t != course_.first(length)) return c_row(course_.previous(t), b);
+    return p_.c0 ? p_.c0 + state_row(b) * H_ : shared_.zeros;
+  }
+
+  // h_prev of every row, and mid where there is one; zeros beyond the ends of sequences.
+  void restore_states() {
+    const int64_t count = rows_.count(p_.batch);
+    for (int64_t s = 0; s < p_.steps; ++s) {
+      const int64_t t = course_.step(s), alive = rows_.alive(t);
+      for (int64_t i = 0; i < alive; ++i) restore_row(t, rows_.batch_row(i), rows_.length(i));
+      if (p_.batch_sizes) continue;
+      for (int64_t i = alive; i < count; ++i) clear_row(t, rows_.batch_row(i));
+    }
+  }
+
+  void restore_row(int64_t t, int64_t b, int64_t length) {
+    T* h_prev = h_prev_row(t, b);
+    const int64_t before = course_.previous(t);
+    const bool first = t == course_.first(length);
+    if (timeline_.reset(t, b) || (first && !p_.h0)) {
+      copy_own(outputs_, shared_.zeros, h_prev);
+    } else if (first) {
+      copy_own(outputs_, p_.h0 + state_row(b) * R_, h_prev);
+    } else if (projected_) {
+      copy_own(outputs_, saved_row(before, b) + kS * H_, h_prev);
+    } else {
+      const T* saved = saved_row(before, b);
+      const T* c = Cell::kCellState ? c_row(before, b) : shared_.zeros;
+      const T* h = h_prev_row(before, b);
+      for_own_units([&](int64_t j, int n) {
+        V values[kS];
+        for (int k = 0; k < kS; ++k) values[k] = V::load(saved + k * H_ + j, n);
+        Cell::output(values, V::load(c + j, n), V::load(h + j, n)).store(h_prev + j, n);
+      });
+    }
+    if (!p_.mid) return;
+    T* mid = p_.mid + row(t, b) * H_;
+    const T* saved = saved_row(t, b);
+    for_own_units([&](int64_t j, int n) {
+      if constexpr (Cell::kTwoStage) {
+        (V::load(saved + j, n) * V::load(h_prev + j, n)).store(mid + j, n);
+      } else if constexpr (Cell::kCellState) {
+        V values[kS];
+        for (int k = 0; k < kS; ++k) values[k] = V::load(saved + k * H_ + j, n);
+        Cell::output(values, V::load(c_row(t, b) + j, n), V(T(0))).store(mid + j, n);
+      }
+    });
+  }
+
+  void clear_row(int64_t t, int64_t b) {
+    copy_own(outputs_, nullptr, h_prev_row(t, b));
+    for (int k = 0; k < kS; ++k) copy_own(units_, nullptr, da_row(t, b) + k * H_);
+    if (p_.mid) copy_own(units_, nullptr, p_.mid + row(t, b) * H_);
+    if (p_.dh) copy_own(outputs_, nullptr, p_.dh + row(t, b) * R_);
+  }
+
+  // Copies the own range; from null: zeros.
+  static void copy_own(const Range& own, const T* from, T* to) {
+    const int64_t bytes = (own.end - own.begin) * int64_t(sizeof(T));
+    if (bytes <= 0) return;
+    if (from) {
+      memcpy(to + own.begin, from + own.begin, bytes);
+    } else {
+      memset(to + own.begin, 0, bytes);
+    }
+  }
+  template <class Function>
+  void for_own_units(const Function& function) const {
+    for (int64_t j = units_.begin; j < units_.end; j += kWidth)
+      function(j, int(units_.end - j < kWidth ? units_.end - j : kWidth));
+  }
+
+  void step(int64_t t) {
+    const int64_t alive = rows_.alive(t), after = course_.next(t);
+    bool all_zero = true;
+    for (int64_t i = 0; i < alive; ++i) {
+      const int64_t b = rows_.batch_row(i), length = rows_.length(i);
+      const bool last = t == course_.last(length);
+      const bool cut = !last && timeline_.reset(after, b);
+      at_.row[i] = timeline_.row(t, b);
+      at_.a[i] = last || cut ? shared_.zeros : da_row(after, b);
+      all_zero = all_zero && at_.a[i] == shared_.zeros;
+      at_.carry_in[i] = last                     ? p_.grad_h_n + state_row(b) * R_
+                        : cut || !Cell::kDirect ? shared_.zeros
+                                                : shared_.carry + b * R_;
+      at_.saved[i] = saved_row(t, b);
+      at_.h_prev[i] = h_prev_row(t, b);
+      if (Cell::kCellState) {
+        at_.c_prev[i] = c_before(t, b, length);
+        const T* from_above = p_.grad_c_n ? p_.grad_c_n + state_row(b) * H_ : shared_.zeros;
+        at_.dc_in[i] = last ? from_above : cut ? shared_.zeros : shared_.dc + b * H_;
+      }
+    }
+    const auto& recurrent = shared_.recurrent;
+    const auto& candidate = shared_.candidate;
+    const auto& projection = shared_.projection;
+    if constexpr (Cell::kTwoStage) {
+      tiles(recurrent, units_, at_.a, alive, all_zero, [&](int64_t i, int64_t j, int n, V tile) {
+        candidate_gradients(i, j, n, gradient_of_h(i, j, n, tile));
+      });
+      meet();
+      for (int64_t i = 0; i < alive; ++i) at_.a[i] = da_of(i) + 2 * H_;
+      tiles(candidate, units_, at_.a, alive, false,
+            [&](int64_t i, int64_t j, int n, V tile) { gate_gradients(i, j, n, tile); });
+    } else if (projected_) {
+      tiles(recurrent, outputs_, at_.a, alive, all_zero, [&](int64_t i, int64_t j, int n, V tile) {
+        gradient_of_h(i, j, n, tile).store(dh_of(i) + j, n);
+      });
+      meet();
+      for (int64_t i = 0; i < alive; ++i) at_.a[i] = dh_of(i);
+      tiles(projection, units_, at_.a, alive, false,
+            [&](int64_t i, int64_t j, int n, V tile) { cell_gradients(i, j, n, tile); });
+    } else {
+      tiles(recurrent, units_, at_.a, alive, all_zero, [&](int64_t i, int64_t j, int n, V tile) {
+        cell_gradients(i, j, n, gradient_of_h(i, j, n, tile));
+      });
+    }
+    meet();
+  }
+
+  // function(own row, unit, valid values, result of the product) for every own row and unit.
+  template <class Function>
+  FASTRNN_FN void tiles(const Operand<T, 1, 4>& op, const Range& own, const T* const* a,
+                        int64_t rows, bool all_zero, const Function& function) const {
+    // All inputs zero: the products are zero, and the panels may not even have been packed.
+    if (all_zero) {
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = own.begin; j < own.end; j += kWidth)
+          function(i, j, int(own.end - j < kWidth ? own.end - j : kWidth), V(T(0)));
+      return;
+    }
+    for_each_tile(op, panel_begin(own), panel_end(own), a, rows, false,
+                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                    for (int m = 0; m < count; ++m)
+                      for (int u = 0; u < vectors; ++u, tile += kWidth)
+                        function(row + m, op.shape.first_unit(panel) + u * kWidth,
+                                 op.shape.valid(panel, u), V::load(tile));
+                  });
+  }
+
+  T* da_of(int64_t i) const { return p_.da + (d_ * p_.rows + at_.row[i]) * kS * H_; }
+  T* dh_of(int64_t i) const { return p_.dh + (d_ * p_.rows + at_.row[i]) * R_; }
+
+  V gradient_of_h(int64_t i, int64_t j, int n, V through_weights) const {
+    const T* above = p_.grad_y + (at_.row[i] * p_.directions + d_) * R_;
+    return through_weights + V::load(above + j, n) + V::load(at_.carry_in[i] + j, n);
+  }
+
+  void load_saved(int64_t i, int64_t j, int n, V* saved) const {
+    for (int k = 0; k < kS; ++k) saved[k] = V::load(at_.saved[i] + k * H_ + j, n);
+  }
+
+  void cell_gradients(int64_t i, int64_t j, int n, V dh) const {
+    if constexpr (!Cell::kTwoStage) {
+      V saved[kS], da[kS], dh_direct, c_prev, c, dc, dc_prev;
+      load_saved(i, j, n, saved);
+      const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : V(T(0));
+      if (Cell::kCellState) {
+        const int64_t column = (at_.row[i] * p_.directions + d_) * H_;
+        c_prev = V::load(at_.c_prev[i] + j, n);
+        c = V::load(p_.cell_states + column + j, n);
+        dc = V::load(at_.dc_in[i] + j, n);
+        if (p_.grad_cell_states) dc = dc + V::load(p_.grad_cell_states + column + j, n);
+      }
+      Cell::backward(saved, h_prev, c_prev, c, dh, dc, da, dh_direct, dc_prev);
+      for (int k = 0; k < kS; ++k) da[k].store(da_of(i) + k * H_ + j, n);
+      const int64_t b = rows_.batch_row(i);
+      if (Cell::kDirect) dh_direct.store(shared_.carry + b * R_ + j, n);
+      if (Cell::kCellState) dc_prev.store(shared_.dc + b * H_ + j, n);
+    }
+  }
+
+  void candidate_gradients(int64_t i, int64_t j, int n, V dh) const {
+    if constexpr (Cell::kTwoStage) {
+      V saved[kS], da_z, da_n, dh_direct;
+      load_saved(i, j, n, saved);
+      Cell::backward_candidate(saved, V::load(at_.h_prev[i] + j, n), dh, da_z, da_n, dh_direct);
+      da_z.store(da_of(i) + H_ + j, n);
+      da_n.store(da_of(i) + 2 * H_ + j, n);
+      dh_direct.store(shared_.carry + rows_.batch_row(i) * R_ + j, n);
+    }
+  }
+
+  void gate_gradients(int64_t i, int64_t j, int n, V dmid) const {
+    if constexpr (Cell::kTwoStage) {
+      T* carry = shared_.carry + rows_.batch_row(i) * R_ + j;
+      V da_r, dh_direct = V::load(carry, n);
+      Cell::backward_gates(V::load(at_.saved[i] + j, n), V::load(at_.h_prev[i] + j, n), dmid, da_r,
+                           dh_direct);
+      da_r.store(da_of(i) + j, n);
+      dh_direct.store(carry, n);
+    }
+  }
+
+  // Gradients of the initial states.
+  void finish() {
+    const int64_t count = rows_.count(p_.batch);
+    bool all_zero = true;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t b = rows_.batch_row(i), length = rows_.length(i);
+      const int64_t t = course_.first(length);
+      const bool cut = length && timeline_.reset(t, b);
+      at_.row[i] = state_row(b);
+      at_.a[i] = !length || cut ? shared_.zeros : da_row(t, b);
+      all_zero = all_zero && at_.a[i] == shared_.zeros;
+      at_.carry_in[i] = !length                  ? p_.grad_h_n + state_row(b) * R_
+                        : cut || !Cell::kDirect ? shared_.zeros
+                                                : shared_.carry + b * R_;
+      if (!Cell::kCellState || !p_.grad_c0) continue;
+      const T* dc = shared_.dc + b * H_;
+      if (cut) dc = shared_.zeros;
+      if (!length) dc = p_.grad_c_n ? p_.grad_c_n + state_row(b) * H_ : shared_.zeros;
+      copy_own(units_, dc, p_.grad_c0 + state_row(b) * H_);
+    }
+    if (!p_.grad_h0) return;
+    tiles(shared_.recurrent, outputs_, at_.a, count, all_zero,
+          [&](int64_t i, int64_t j, int n, V tile) {
+            (tile + V::load(at_.carry_in[i] + j, n)).store(p_.grad_h0 + at_.row[i] * R_ + j, n);
+          });
+  }
+
+  const Backward<T>& p_;
+  const int d_;
+  const int64_t H_, R_;
+  const bool projected_;
+  const int64_t width_;
+  const Timeline& timeline_;
+  const Course course_;
+  const Rows rows_;
+  BackwardShared<Cell, T>& shared_;
+  const BackwardPointers<T>& at_;
+  const Split split_;
+  const Team team_;
+  const Range units_, outputs_;
+};
+
+template <class Cell, class T>
+bool backward(const Backward<T>& args, int threads) {
+  const int64_t H = args.hidden, R = args.output;
+  const bool projected = args.weights[0].w_hr != nullptr;
+  const Plan plan = make_plan<T>(args, Cell::kGates * H * R, 1 + Cell::kTwoStage + projected, 0,
+                                 threads);
+  char* memory = nullptr;
+  for (int pass = 0; pass < 2; ++pass) {
+    Arena arena(memory);
+    const Timeline timeline(args, arena);
+    BackwardShared<Cell, T> shared[2];
+    for (int d = 0; d < args.directions; ++d) shared[d].set_up(args, d, arena);
+    const int64_t before = arena.used();
+    const BackwardPointers<T> measured(args.batch, arena);
+    const int64_t per_thread = arena.used() - before;
+    if (pass == 0) {
+      memory = (char*)aligned_alloc(64, before + per_thread * plan.threads + 64);
+      if (!memory) return false;
+      continue;
+    }
+    Barrier barriers[2];
+#pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
+    {
+      Arena own(memory + before + per_thread * thread_rank());
+      const BackwardPointers<T> pointers(args.batch, own);
+      const Assignment job = assign(args.directions, thread_rank(), team_size(), barriers);
+      for (int d = job.first_direction; d <= job.last_direction; ++d)
+        BackwardPass<Cell, T>(args, d, timeline, shared[d], pointers, plan.split, job.team).run();
+    }
+  }
+  free(memory);
+  return true;
+}
+
+FASTRNN_NAMESPACE_END

@@ -1,0 +1,438 @@
+// Forward over a whole sequence, generic over the cell.
+//
+// A thread owns a rectangle of batch rows and units. For a chunk of steps it multiplies its rows
+// of x into the input part of its units' gates, then goes through the steps: the product with h
+// leaves a tile of gates in the first-level cache, the cell's functor turns it into saved values,
+// h and c. h_{t-1} is read where it was written, in y; a pointer to zeros stands for what a reset
+// or the lack of an initial state makes zero.
+#pragma once
+
+#include "../core/cells/gru.h"
+#include "../core/cells/lstm.h"
+#include "../core/cells/vanilla.h"
+#include "plan.h"
+#include "timeline.h"
+
+#include <stdlib.h>
+
+FASTRNN_NAMESPACE_BEGIN
+
+// Below this many rows in all, packing weights costs more than it saves.
+constexpr int64_t kPackRows = 6;
+
+template <class Cell>
+struct StageShape {
+  // Gates of the product with h; a cell in two stages has its candidate in a second product.
+  static constexpr int first_gates() {
+    if constexpr (Cell::kTwoStage) return Cell::kFirstGates;
+    return Cell::kGates;
+  }
+  static constexpr int kFirst = first_gates();
+  static constexpr int kInputVectors = unit_vectors(Cell::kGates);
+  static constexpr int kFirstVectors = unit_vectors(kFirst);
+  // Units change hands between threads in blocks that are whole panels of every product.
+  static constexpr int kBlockVectors = Cell::kTwoStage ? 4 : kInputVectors;
+};
+
+// What all threads of a direction share.
+template <class Cell, class T>
+struct ForwardShared {
+  using Shape = StageShape<Cell>;
+  static constexpr int kG = Cell::kGates;
+
+  Operand<T, kG, Shape::kInputVectors> input;
+  Operand<T, Shape::kFirst, Shape::kFirstVectors> recurrent;
+  Operand<T, 1, 4> candidate;   // two stages: W_hn
+  Operand<T, 1, 4> projection;  // W_hr
+  T* chunk = nullptr;           // (rows of a chunk, S*H) gates of a call that saves none
+  T* mid = nullptr;             // (B, H) input of the second stage or of the projection
+  T* zeros = nullptr;
+
+  void set_up(const Forward<T>& p, int direction, int64_t chunk_steps, bool pack, Arena& arena) {
+    const int64_t H = p.hidden, R = p.output, I = p.input;
+    const Weights<T>& w = p.weights[direction];
+    input.shape = {H, I};
+    input.matrix = {w.w_ih, H * I, I, 1};
+    input.bias = w.b_ih;
+    input.bias_gate = H;
+    recurrent.shape = {H, R};
+    recurrent.matrix = {w.w_hh, H * R, R, 1};
+    recurrent.bias = w.b_hh;
+    recurrent.bias_gate = H;
+    if (pack) {
+      input.panels = arena.take<T>(input.shape.size());
+      recurrent.panels = arena.take<T>(recurrent.shape.size());
+    }
+    if (Cell::kTwoStage) {
+      candidate.shape = {H, H};
+      candidate.matrix = {w.w_hh + 2 * H * H, 0, H, 1};
+      candidate.bias = w.b_hh ? w.b_hh + 2 * H : nullptr;
+      if (pack) candidate.panels = arena.take<T>(candidate.shape.size());
+    }
+    if (w.w_hr) {
+      projection.shape = {R, H};
+      projection.matrix = {w.w_hr, 0, H, 1};
+      if (pack) projection.panels = arena.take<T>(projection.shape.size());
+    }
+    if (Cell::kTwoStage || w.w_hr) mid = arena.take<T>(p.batch * H);
+    if (!p.reserve) chunk = arena.take<T>(chunk_steps * p.batch * Cell::kSaved * H);
+    zeros = arena.take<T>(H > R ? H : R);
+  }
+};
+
+// Arrays of row pointers, one set per thread.
+template <class T>
+struct ForwardPointers {
+  const T** x;
+  T** x_gates;
+  const T **h_prev, **c_prev, **mid;
+  T **gates, **h, **c;
+
+  ForwardPointers(int64_t batch, int64_t chunk_rows, Arena& arena)
+      : x(arena.take<const T*>(chunk_rows)),
+        x_gates(arena.take<T*>(chunk_rows)),
+        h_prev(arena.take<const T*>(batch)),
+        c_prev(arena.take<const T*>(batch)),
+        mid(arena.take<const T*>(batch)),
+        gates(arena.take<T*>(batch)),
+        h(arena.take<T*>(batch)),
+        c(arena.take<T*>(batch)) {}
+};
+
+template <class Cell, class T>
+class ForwardPass {
+  using V = Pack<T>;
+  using Shape = StageShape<Cell>;
+  static constexpr int kWidth = V::kWidth;
+  static constexpr int kG = Cell::kGates;
+  static constexpr int kS = Cell::kSaved;
+
+ public:
+  ForwardPass(const Forward<T>& args, int direction, const Timeline& timeline,
+              ForwardShared<Cell, T>& shared, const ForwardPointers<T>& pointers, Split split,
+              Team team, int64_t chunk_steps)
+      : p_(args),
+        d_(direction),
+        H_(args.hidden),
+        R_(args.output),
+        width_(args.reserve ? kS * H_ + (args.weights[direction].w_hr ? R_ : 0) : kS * H_),
+        projected_(args.weights[direction].w_hr != nullptr),
+        timeline_(timeline),
+        course_{args.steps, direction == 1},
+        rows_{timeline, split == Split::rows ? team.rank : 0,
+              split == Split::rows ? team.size : 1},
+        shared_(shared),
+        at_(pointers),
+        split_(split),
+        team_(team),
+        chunk_steps_(chunk_steps),
+        units_(own_blocks(H_, Shape::kBlockVectors)),
+        outputs_(projected_ ? own_blocks(R_, 4) : units_) {}
+
+  void run() {
+    pack();
+    for (int64_t s0 = 0; s0 < p_.steps; s0 += chunk_steps_) {
+      const int64_t s1 = s0 + chunk_steps_ < p_.steps ? s0 + chunk_steps_ : p_.steps;
+      multiply_input(s0, s1);
+      for (int64_t s = s0; s < s1; ++s) step(s, s0);
+    }
+    finish();
+  }
+
+ private:
+  Range own_blocks(int64_t units, int vectors) const {
+    const int64_t block = vectors * kWidth;
+    Range blocks((units + block - 1) / block, split_ == Split::units ? team_.rank : 0,
+                 split_ == Split::units ? team_.size : 1);
+    Range result(units, 0, 1);
+    result.begin = blocks.begin * block;
+    result.end = blocks.end * block < units ? blocks.end * block : units;
+    return result;
+  }
+  template <class Op>
+  int64_t panel_begin(const Op& op, const Range& units) const {
+    return units.begin / op.shape.kUnits;
+  }
+  template <class Op>
+  int64_t panel_end(const Op& op, const Range& units) const {
+    return (units.end + op.shape.kUnits - 1) / op.shape.kUnits;
+  }
+  template <class Op>
+  void pack_share(Op& op, const Range& own) {
+    if (split_ == Split::units) {
+      op.pack(panel_begin(op, own), panel_end(op, own));
+    } else {
+      const Range share(op.shape.panels(), team_.rank, team_.size);
+      op.pack(share.begin, share.end);
+    }
+  }
+  void pack() {
+    pack_share(shared_.input, units_);
+    pack_share(shared_.recurrent, units_);
+    if (Cell::kTwoStage) pack_share(shared_.candidate, units_);
+    if (projected_) pack_share(shared_.projection, outputs_);
+    if (team_.rank == 0)
+      for (int64_t j = 0; j < (H_ > R_ ? H_ : R_); ++j) shared_.zeros[j] = T(0);
+    team_.wait();
+  }
+  // Units depend on all of h, so a team that shares rows meets after each stage.
+  void meet() const {
+    if (split_ == Split::units) team_.wait();
+  }
+
+  T* reserve_row(int64_t t, int64_t b) const {
+    return p_.reserve + (d_ * p_.rows + timeline_.row(t, b)) * width_;
+  }
+  T* gates_row(int64_t s, int64_t s0, int64_t i, int64_t b) const {
+    if (p_.reserve) return reserve_row(course_.step(s), b);
+    return shared_.chunk + ((s - s0) * p_.batch + rows_.index(i)) * width_;
+  }
+  T* y_row(int64_t t, int64_t b) const {
+    return p_.y + (timeline_.row(t, b) * p_.directions + d_) * R_;
+  }
+  T* c_row(int64_t t, int64_t b) const {
+    return p_.cell_states + (timeline_.row(t, b) * p_.directions + d_) * H_;
+  }
+  T* h_n_row(int64_t b) const { return p_.h_n + (d_ * p_.batch + b) * R_; }
+  T* c_n_row(int64_t b) const { return p_.c_n + (d_ * p_.batch + b) * H_; }
+  const T* h0_row(int64_t b) const {
+    return p_.h0 ? p_.h0 + (d_ * p_.batch + b) * R_ : shared_.zeros;
+  }
+  const T* c0_row(int64_t b) const {
+    return p_.c0 ? p_.c0 + (d_ * p_.batch + b) * H_ : shared_.zeros;
+  }
+
+  void multiply_input(int64_t s0, int64_t s1) {
+    int64_t n = 0;
+    for (int64_t s = s0; s < s1; ++s) {
+      const int64_t t = course_.step(s);
+      const int64_t alive = rows_.alive(t);
+      for (int64_t i = 0; i < alive; ++i, ++n) {
+        const int64_t b = rows_.batch_row(i);
+        at_.x[n] = p_.batch_sizes ? p_.x + timeline_.row(t, b) * p_.input
+                                  : p_.x + t * p_.x_step + b * p_.x_row;
+        at_.x_gates[n] = gates_row(s, s0, i, b);
+      }
+    }
+    const auto& op = shared_.input;
+    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.x, n, false,
+                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                    for (int m = 0; m < count; ++m)
+                      for (int u = 0; u < vectors; ++u, tile += kG * kWidth)
+                        for (int g = 0; g < kG; ++g)
+                          V::load(tile + g * kWidth)
+                              .store(at_.x_gates[row + m] + Cell::kSlot[g] * H_ +
+                                         op.shape.first_unit(panel) + u * kWidth,
+                                     op.shape.valid(panel, u));
+                  });
+  }
+
+  void step(int64_t s, int64_t s0) {
+    const int64_t t = course_.step(s), alive = rows_.alive(t);
+    bool all_zero = true;
+    for (int64_t i = 0; i < alive; ++i) {
+      const int64_t b = rows_.batch_row(i), before = course_.previous(t);
+      const bool first = t == course_.first(rows_.length(i));
+      const bool reset = timeline_.reset(t, b);
+      at_.gates[i] = gates_row(s, s0, i, b);
+      at_.h_prev[i] = reset ? shared_.zeros : first ? h0_row(b) : y_row(before, b);
+      all_zero = all_zero && at_.h_prev[i] == shared_.zeros;
+      at_.h[i] = y_row(t, b);
+      if (shared_.mid) at_.mid[i] = shared_.mid + rows_.index(i) * H_;
+      if (Cell::kCellState) {
+        at_.c[i] = p_.cell_states ? c_row(t, b) : c_n_row(b);
+        at_.c_prev[i] = reset              ? shared_.zeros
+                        : first            ? c0_row(b)
+                        : p_.cell_states   ? c_row(before, b)
+                                           : c_n_row(b);
+      }
+    }
+    if constexpr (Cell::kTwoStage) {
+      first_stage(alive, all_zero);
+      meet();
+      second_stage(alive);
+    } else {
+      one_stage(alive, all_zero);
+    }
+    if (projected_) {
+      meet();
+      project(t, alive);
+    }
+    meet();
+  }
+
+  void one_stage(int64_t alive, bool all_zero) {
+    const auto& op = shared_.recurrent;
+    for_each_tile(
+        op, panel_begin(op, units_), panel_end(op, units_), at_.h_prev, alive, all_zero,
+        [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+          for (int m = 0; m < count; ++m) {
+            const int64_t i = row + m;
+            for (int u = 0; u < vectors; ++u, tile += kG * kWidth) {
+              const int64_t j = op.shape.first_unit(panel) + u * kWidth;
+              const int n = op.shape.valid(panel, u);
+              V x[kG], r[kG], saved[kS], h, c;
+              for (int g = 0; g < kG; ++g) {
+                x[g] = V::load(at_.gates[i] + Cell::kSlot[g] * H_ + j, n);
+                r[g] = V::load(tile + g * kWidth);
+              }
+              const V c_prev = Cell::kCellState ? V::load(at_.c_prev[i] + j, n) : V(T(0));
+              const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : V(T(0));
+              Cell::forward(x, r, h_prev, c_prev, saved, h, c);
+              if (p_.reserve)
+                for (int k = 0; k < kS; ++k) saved[k].store(at_.gates[i] + k * H_ + j, n);
+              if (Cell::kCellState) c.store(at_.c[i] + j, n);
+              h.store((projected_ ? const_cast<T*>(at_.mid[i]) : at_.h[i]) + j, n);
+            }
+          }
+        });
+  }
+
+  void first_stage(int64_t alive, bool all_zero) {
+    const auto& op = shared_.recurrent;
+    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.h_prev, alive, all_zero,
+                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                    for (int m = 0; m < count; ++m) {
+                      const int64_t i = row + m;
+                      for (int u = 0; u < vectors; ++u, tile += 2 * kWidth) {
+                        const int64_t j = op.shape.first_unit(panel) + u * kWidth;
+                        const int n = op.shape.valid(panel, u);
+                        T* gates = at_.gates[i] + j;
+                        const V x[2] = {V::load(gates, n), V::load(gates + H_, n)};
+                        const V r[2] = {V::load(tile), V::load(tile + kWidth)};
+                        V saved[2], mid;
+                        Cell::forward_gates(x, r, V::load(at_.h_prev[i] + j, n), saved, mid);
+                        saved[0].store(gates, n);
+                        saved[1].store(gates + H_, n);
+                        mid.store(const_cast<T*>(at_.mid[i]) + j, n);
+                      }
+                    }
+                  });
+  }
+
+  void second_stage(int64_t alive) {
+    const auto& op = shared_.candidate;
+    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.mid, alive, false,
+                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                    for (int m = 0; m < count; ++m) {
+                      const int64_t i = row + m;
+                      for (int u = 0; u < vectors; ++u, tile += kWidth) {
+                        const int64_t j = op.shape.first_unit(panel) + u * kWidth;
+                        const int n = op.shape.valid(panel, u);
+                        T* gates = at_.gates[i] + j;
+                        V candidate, h;
+                        Cell::forward_candidate(V::load(gates + 2 * H_, n), V::load(tile),
+                                                V::load(gates + H_, n),
+                                                V::load(at_.h_prev[i] + j, n), candidate, h);
+                        candidate.store(gates + 2 * H_, n);
+                        h.store(at_.h[i] + j, n);
+                      }
+                    }
+                  });
+  }
+
+  void project(int64_t t, int64_t alive) {
+    const auto& op = shared_.projection;
+    for_each_tile(op, panel_begin(op, outputs_), panel_end(op, outputs_), at_.mid, alive, false,
+                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                    for (int m = 0; m < count; ++m) {
+                      const int64_t i = row + m;
+                      for (int u = 0; u < vectors; ++u, tile += kWidth) {
+                        const int64_t j = op.shape.first_unit(panel) + u * kWidth;
+                        const int n = op.shape.valid(panel, u);
+                        const V h = V::load(tile);
+                        h.store(at_.h[i] + j, n);
+                        if (p_.reserve)
+                          h.store(reserve_row(t, rows_.batch_row(i)) + kS * H_ + j, n);
+                      }
+                    }
+                  });
+  }
+
+  // Last states, and zeros beyond the ends of sequences.
+  void finish() {
+    const int64_t count = rows_.count(p_.batch);
+    const int64_t out = (outputs_.end - outputs_.begin) * sizeof(T);
+    const int64_t own = (units_.end - units_.begin) * sizeof(T);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t b = rows_.batch_row(i), length = rows_.length(i), t = course_.last(length);
+      if (out > 0)
+        memcpy(h_n_row(b) + outputs_.begin, (length ? y_row(t, b) : h0_row(b)) + outputs_.begin,
+               out);
+      if (Cell::kCellState && own > 0 && (p_.cell_states || !length))
+        memcpy(c_n_row(b) + units_.begin, (length ? c_row(t, b) : c0_row(b)) + units_.begin, own);
+      if (p_.batch_sizes) continue;
+      for (int64_t beyond = length; beyond < p_.steps; ++beyond) {
+        if (out > 0) memset(y_row(beyond, b) + outputs_.begin, 0, out);
+        if (Cell::kCellState && p_.cell_states && own > 0)
+          memset(c_row(beyond, b) + units_.begin, 0, own);
+      }
+    }
+  }
+
+  const Forward<T>& p_;
+  const int d_;
+  const int64_t H_, R_, width_;
+  const bool projected_;
+  const Timeline& timeline_;
+  const Course course_;
+  const Rows rows_;
+  ForwardShared<Cell, T>& shared_;
+  const ForwardPointers<T>& at_;
+  const Split split_;
+  const Team team_;
+  const int64_t chunk_steps_;
+  const Range units_;    // own units
+  const Range outputs_;  // own values of h: the units, or a share of the projection's
+};
+
+// Returns false when there is no memory for the workspace.
+template <class Cell, class T>
+bool forward(const Forward<T>& args, int threads) {
+  const int64_t H = args.hidden, R = args.output, width = Cell::kSaved * H;
+  const bool projected = args.weights[0].w_hr != nullptr;
+  const Plan plan = make_plan<T>(args, Cell::kGates * H * R, 1 + Cell::kTwoStage + projected,
+                                 Cell::kGates * H * args.input, threads);
+  // A chunk's gates should still be in the cache when the steps come to them.
+  constexpr int64_t kChunkBytes = 512 << 10;
+  const int64_t step_bytes = (args.batch ? args.batch : 1) * width * int64_t(sizeof(T));
+  int64_t chunk_steps = kChunkBytes / step_bytes;
+  if (chunk_steps < 1) chunk_steps = 1;
+  if (chunk_steps > args.steps) chunk_steps = args.steps;
+  const bool pack = args.rows >= kPackRows;
+
+  char* memory = nullptr;
+  bool done = false;
+  // Measures, allocates, then runs.
+  for (int pass = 0; pass < 2; ++pass) {
+    Arena arena(memory);
+    const Timeline timeline(args, arena);
+    ForwardShared<Cell, T> shared[2];
+    for (int d = 0; d < args.directions; ++d) shared[d].set_up(args, d, chunk_steps, pack, arena);
+    const int64_t before = arena.used();
+    const ForwardPointers<T> measured(args.batch, chunk_steps * args.batch, arena);
+    const int64_t per_thread = arena.used() - before;
+    if (pass == 0) {
+      memory = (char*)aligned_alloc(64, before + per_thread * plan.threads + 64);
+      if (!memory) return false;
+      continue;
+    }
+    Barrier barriers[2];
+#pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
+    {
+      const int rank = thread_rank(), size = team_size();
+      Arena own(memory + before + per_thread * rank);
+      const ForwardPointers<T> pointers(args.batch, chunk_steps * args.batch, own);
+      const Assignment job = assign(args.directions, rank, size, barriers);
+      for (int d = job.first_direction; d <= job.last_direction; ++d)
+        ForwardPass<Cell, T>(args, d, timeline, shared[d], pointers, plan.split, job.team,
+                             chunk_steps)
+            .run();
+    }
+    done = true;
+  }
+  free(memory);
+  return done;
+}
+
+FASTRNN_NAMESPACE_END

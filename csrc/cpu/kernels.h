@@ -1,0 +1,48 @@
+// The table of CPU kernels: one per target, all alike.
+#pragma once
+
+#include "../core/arguments.h"
+
+namespace fastrnn {
+
+template <class T>
+struct CellKernels {
+  // False when there is no memory for the workspace.
+  bool (*forward)(const Forward<T>&, int threads);
+  bool (*backward)(const Backward<T>&, int threads);
+};
+
+template <class T>
+using Elementwise = void (*)(const T* in, T* out, int64_t count);
+
+template <class T>
+struct Kernels {
+  CellKernels<T> cells[kCellKinds];  // in the order of CellKind
+  Elementwise<T> exp, sigmoid, tanh;
+};
+
+struct Target {
+  const char* name;
+  int vector_bytes;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+extern const Target kBaseline;
+#if defined(FASTRNN_HAVE_AVX2)
+extern const Target kAvx2;
+#endif
+#if defined(FASTRNN_HAVE_AVX512)
+extern const Target kAvx512;
+#endif
+
+// Targets that were built and that this processor and its operating system can run, best last.
+int usable_targets(const Target** targets);
+
+// The target in use. The first call settles it: see select_target.
+const Target& active_target();
+
+// Use the target of that name; null if it was not built or cannot run here.
+const Target* select_target(const char* name);
+
+}  // namespace fastrnn

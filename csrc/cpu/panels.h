@@ -1,0 +1,241 @@
+// Products of a few rows with a weight matrix, in the shape a recurrent step needs them.
+//
+// A matrix is packed into panels. A panel holds U * V neighbouring units (V: values in a register)
+// with the G gates of a unit side by side: [1 + K][U][G][V], first the bias, then one row of
+// weights for each of the K values of the input. One stream of loads feeds the accumulators of
+// all gates of the units, and the tile of results [rows][U][G][V] that comes out has everything
+// the pointwise part of those units needs; it stays in the first-level cache.
+//
+// Every result is summed over k in the same order whatever the number of rows in a tile, so
+// results do not depend on how rows are split over threads.
+#pragma once
+
+#include "../core/pack.h"
+
+FASTRNN_NAMESPACE_BEGIN
+
+// Registers decide how many rows a tile of P vectors can have: accumulators, P weights, 1 input.
+template <int P>
+struct TileRows {
+#if FASTRNN_VECTOR_BYTES == 64
+  static constexpr int kRows = P == 4 ? 6 : 8;
+  static constexpr int kVectors = P;  // vectors per pass over k
+#else
+  static constexpr int kRows = P == 3 ? 4 : 6;
+  static constexpr int kVectors = P == 4 ? 2 : P;
+#endif
+};
+constexpr int kMaxTileRows = 8;
+constexpr int kMaxTileVectors = 4;
+
+// How `units` units of G gates fall into panels of U vectors; the last panel may have fewer.
+template <class T, int G, int U>
+struct PanelShape {
+  static constexpr int kWidth = Pack<T>::kWidth;
+  static constexpr int kUnits = U * kWidth;
+
+  int64_t units, depth;
+
+  int64_t panels() const { return (units + kUnits - 1) / kUnits; }
+  int64_t first_unit(int64_t panel) const { return panel * kUnits; }
+  int vectors(int64_t panel) const {
+    const int64_t left = units - first_unit(panel);
+    return left >= kUnits ? U : int((left + kWidth - 1) / kWidth);
+  }
+  // Valid values of unit vector u of a panel.
+  int valid(int64_t panel, int u) const {
+    const int64_t left = units - first_unit(panel) - u * kWidth;
+    return left >= kWidth ? kWidth : int(left);
+  }
+  // Distance between panels: a full panel's size, also for the last one.
+  int64_t stride() const { return (1 + depth) * G * kUnits; }
+  int64_t size() const { return panels() * stride(); }
+};
+
+// Where the values of a matrix to be packed are: gate g, unit j, input k at
+// data[g * gate + j * unit + k * input].
+template <class T>
+struct MatrixView {
+  const T* data;
+  int64_t gate, unit, input;
+};
+
+template <class T, int G, int U>
+void pack_panel(const PanelShape<T, G, U>& shape, int64_t panel, const MatrixView<T>& matrix,
+                const T* bias, int64_t bias_gate, T* out) {
+  constexpr int kWidth = Pack<T>::kWidth;
+  constexpr int64_t kBlock = 16;
+  const int vectors = shape.vectors(panel);
+  const int64_t row = int64_t(vectors) * G * kWidth;
+  for (int u = 0; u < vectors; ++u) {
+    const int valid = shape.valid(panel, u);
+    const int64_t unit = shape.first_unit(panel) + u * kWidth;
+    for (int g = 0; g < G; ++g) {
+      T* column = out + (u * G + g) * kWidth;
+      for (int v = 0; v < kWidth; ++v)
+        column[v] = bias && v < valid ? bias[g * bias_gate + unit + v] : T(0);
+      column += row;
+      const T* source = matrix.data + g * matrix.gate + unit * matrix.unit;
+      if (matrix.unit == 1) {
+        for (int64_t k = 0; k < shape.depth; ++k)
+          Pack<T>::load(source + k * matrix.input, valid).store(column + k * row);
+        continue;
+      }
+      // Transposed: a block of inputs at a time, so that both sides stay in the cache.
+      for (int64_t k0 = 0; k0 < shape.depth; k0 += kBlock) {
+        const int64_t k1 = k0 + kBlock < shape.depth ? k0 + kBlock : shape.depth;
+        for (int v = 0; v < kWidth; ++v) {
+          if (v < valid) {
+            for (int64_t k = k0; k < k1; ++k)
+              column[k * row + v] = source[v * matrix.unit + k * matrix.input];
+          } else {
+            for (int64_t k = k0; k < k1; ++k) column[k * row + v] = T(0);
+          }
+        }
+      }
+    }
+  }
+}
+
+// tile[M][P] = bias + sum over k of a[m][k] * panel[k][P], for N of the P vectors of a panel row.
+template <class T, int M, int N>
+void micro_kernel(const T* const* a, const T* panel, int64_t row, int64_t depth, T* tile,
+                  int64_t tile_row) {
+  using V = Pack<T>;
+  constexpr int kWidth = V::kWidth;
+  typename V::Vector acc[M][N];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) acc[m][n] = V::load(panel + n * kWidth).v;
+  const T* rows[M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) rows[m] = a[m];
+  panel += row;
+  for (int64_t k = 0; k < depth; ++k, panel += row) {
+    typename V::Vector w[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) w[n] = V::load(panel + n * kWidth).v;
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const typename V::Vector value = V(rows[m][k]).v;
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n] += value * w[n];
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) V(acc[m][n]).store(tile + m * tile_row + n * kWidth);
+}
+
+// The micro-kernel with as many rows as there are, for P vectors.
+template <class T, int P, int M>
+void tile_of_rows(int rows, const T* const* a, const T* panel, int64_t depth, T* tile) {
+  if constexpr (M > 1) {
+    if (rows < M) return tile_of_rows<T, P, M - 1>(rows, a, panel, depth, tile);
+  }
+  constexpr int kWidth = Pack<T>::kWidth;
+  constexpr int kPass = TileRows<P>::kVectors;
+  constexpr int64_t kRow = P * kWidth;
+  for (int n = 0; n < P; n += kPass)
+    micro_kernel<T, M, kPass>(a, panel + n * kWidth, kRow, depth, tile + n * kWidth, kRow);
+}
+
+template <class T, int P>
+void compute_tile(int rows, const T* const* a, const T* panel, int64_t depth, T* tile) {
+  tile_of_rows<T, P, TileRows<P>::kRows>(rows, a, panel, depth, tile);
+}
+
+// A weight matrix as a step multiplies with it: packed, or as it lies in memory.
+template <class T, int G, int U>
+struct Operand {
+  static_assert(G * U <= kMaxTileVectors, "a panel is at most four vectors wide");
+
+  PanelShape<T, G, U> shape;
+  MatrixView<T> matrix;
+  const T* bias = nullptr;
+  int64_t bias_gate = 0;
+  T* panels = nullptr;  // room for shape.size() values, or null: multiply the matrix in place
+
+  void pack(int64_t begin, int64_t end) {
+    if (!panels) return;
+    for (int64_t panel = begin; panel < end; ++panel)
+      pack_panel(shape, panel, matrix, bias, bias_gate, panels + panel * shape.stride());
+  }
+};
+
+// A tile straight from the matrix, for calls too short to pay for packing.
+template <class T, int G, int U>
+void tile_in_place(const Operand<T, G, U>& operand, int64_t panel, int rows, const T* const* a,
+                   int64_t depth, T* tile) {
+  using V = Pack<T>;
+  constexpr int kWidth = V::kWidth;
+  const auto& matrix = operand.matrix;
+  const int vectors = operand.shape.vectors(panel);
+  for (int u = 0; u < vectors; ++u) {
+    const int valid = operand.shape.valid(panel, u);
+    const int64_t unit = operand.shape.first_unit(panel) + u * kWidth;
+    for (int g = 0; g < G; ++g) {
+      const T* source = matrix.data + g * matrix.gate + unit * matrix.unit;
+      const V bias = operand.bias ? V::load(operand.bias + g * operand.bias_gate + unit, valid)
+                                  : V(T(0));
+      for (int m = 0; m < rows; ++m) {
+        T* out = tile + ((m * vectors + u) * G + g) * kWidth;
+        if (matrix.unit == 1) {
+          V sum = bias;
+          for (int64_t k = 0; k < depth; ++k)
+            sum = fma(V(a[m][k]), V::load(source + k * matrix.input, valid), sum);
+          sum.store(out);
+          continue;
+        }
+        bias.store(out);
+        for (int v = 0; v < valid; ++v) {
+          const T* row = source + v * matrix.unit;
+          V sum(T(0));
+          int64_t k = 0;
+          for (; k + kWidth <= depth; k += kWidth) sum = fma(V::load(a[m] + k), V::load(row + k), sum);
+          if (k < depth) {
+            const int left = int(depth - k);
+            sum = fma(V::load(a[m] + k, left), V::load(row + k, left), sum);
+          }
+          out[v] += sum.sum();
+        }
+      }
+    }
+  }
+}
+
+// For every panel in [begin, end) and every block of rows: computes the tile of results and calls
+// epilogue(panel, row, rows, vectors, tile), tile being [rows][vectors][G][V].
+// a[i]: the input of row i. only_bias: all of them are 0.
+template <class T, int G, int U, class Epilogue>
+FASTRNN_FN void for_each_tile(const Operand<T, G, U>& operand, int64_t begin, int64_t end,
+                              const T* const* a, int64_t rows, bool only_bias,
+                              const Epilogue& epilogue) {
+  using Compute = void (*)(int, const T* const*, const T*, int64_t, T*);
+  alignas(64) T tile[kMaxTileRows * kMaxTileVectors * Pack<T>::kWidth];
+  const int64_t depth = only_bias ? 0 : operand.shape.depth;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int vectors = operand.shape.vectors(panel);
+    Compute compute = compute_tile<T, 4>;
+    int64_t tile_rows = TileRows<4>::kRows;
+    switch (vectors * G) {
+      case 1: compute = compute_tile<T, 1>, tile_rows = TileRows<1>::kRows; break;
+      case 2: compute = compute_tile<T, 2>, tile_rows = TileRows<2>::kRows; break;
+      case 3: compute = compute_tile<T, 3>, tile_rows = TileRows<3>::kRows; break;
+    }
+    const T* weights = operand.panels + panel * operand.shape.stride();
+    for (int64_t i = 0; i < rows; i += tile_rows) {
+      const int n = int(rows - i < tile_rows ? rows - i : tile_rows);
+      if (operand.panels) {
+        compute(n, a + i, weights, depth, tile);
+      } else {
+        tile_in_place(operand, panel, n, a + i, depth, tile);
+      }
+      epilogue(panel, i, n, vectors, tile);
+    }
+  }
+}
+
+FASTRNN_NAMESPACE_END

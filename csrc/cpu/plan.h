@@ -1,0 +1,72 @@
+// How a call is spread over threads: the one place that knows what things cost.
+#pragma once
+
+#include "../core/arguments.h"
+#include "panels.h"
+#include "team.h"
+
+FASTRNN_NAMESPACE_BEGIN
+
+// Vectors of units in a panel, given its gates.
+constexpr int unit_vectors(int gates) { return gates >= 3 ? 1 : 4 / gates; }
+
+// Rates of one core, for choosing only: being off by two changes which of two close plans runs.
+struct Machine {
+  static constexpr double kFlops = 80e9;        // float32 multiply-adds count two
+  static constexpr double kNear = 90e9;         // bytes/s of weights from its own L2
+  static constexpr double kFar = 30e9;          // and from the shared cache or memory
+  static constexpr double kNearBytes = 700e3;   // what of a core's L2 weights may take
+  static constexpr double kBarrier = 0.4e-6;    // seconds for a team to meet
+  static constexpr double kFork = 4e-6;         // seconds to start and end a parallel region
+  static constexpr double kFullRows = 4;        // rows from which the arithmetic is at full rate
+};
+
+struct Plan {
+  int threads;  // of the parallel region
+  Split split;  // within the team of a direction
+};
+
+// weights: values of the recurrent matrix of one direction; stages: products per step.
+template <class T>
+inline Plan make_plan(const Sizes& sizes, int64_t weights, int stages, int64_t input_weights,
+                      int threads) {
+  const double scale = sizeof(T) / 4.0;
+  const double bytes = double(weights) * sizeof(T);
+  const double rows = sizes.batch > 0 ? double(sizes.rows) / sizes.steps : 0;
+  const auto step_time = [&](double own_rows, double own_bytes) {
+    const double padded = own_rows > Machine::kFullRows ? own_rows : Machine::kFullRows;
+    const double flops = 2 * (own_bytes / sizeof(T)) * padded / (Machine::kFlops / scale);
+    const double load = own_bytes / (own_bytes < Machine::kNearBytes ? Machine::kNear : Machine::kFar);
+    return flops > load ? flops : load;
+  };
+  const int team = sizes.directions == 2 && threads > 1 ? (threads + 1) / 2 : threads;
+  const double fork = Machine::kFork / sizes.steps;
+  const double share = double(input_weights) / (weights + 1);  // the input product scales alike
+  const double serial =
+      (step_time(rows, bytes) + share * 2 * weights * rows / (Machine::kFlops / scale)) *
+      sizes.directions;
+  const double product = share * 2 * weights * rows / team / (Machine::kFlops / scale);
+  const double own_rows = double((int64_t(rows) + team - 1) / team);
+  const double by_rows = step_time(own_rows, bytes) + product + fork;
+  const double by_units = step_time(rows, bytes / team) + product +
+                          (team > 1 ? stages * Machine::kBarrier : 0) + fork;
+  const Split split = sizes.batch >= team && by_rows <= by_units ? Split::rows : Split::units;
+  const double parallel = split == Split::rows ? by_rows : by_units;
+  if (threads == 1 || serial <= parallel) return {1, Split::rows};
+  return {threads, split};
+}
+
+// The team a thread of the region belongs to, and the directions it works on.
+struct Assignment {
+  Team team;
+  int first_direction, last_direction;  // inclusive
+};
+
+inline Assignment assign(int directions, int rank, int size, Barrier* barriers) {
+  if (directions == 1 || size == 1) return {{rank, size, &barriers[0]}, 0, directions - 1};
+  const int first = (size + 1) / 2;
+  if (rank < first) return {{rank, first, &barriers[0]}, 0, 0};
+  return {{rank - first, size - first, &barriers[1]}, 1, 1};
+}
+
+FASTRNN_NAMESPACE_END
