@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 
 PY := $(VENV)/bin/python
-CPP := $(shell find csrc -name '*.h' -o -name '*.cpp')
+CPP := $(shell find csrc -name '*.h' -o -name '*.inl' -o -name '*.cpp')
 CLANG_FORMAT := $(VENV)/bin/clang-format
 PYTHON_SOURCES := fastrnn tests bench setup.py
 

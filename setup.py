@@ -7,7 +7,7 @@ Environment:
     FASTRNN_NATIVE: 0 installs the pure-Python package; 1 makes a missing compiler an error; unset
         compiles where there are a C++ compiler and CMake, and installs pure Python elsewhere.
     MAX_JOBS: parallel compile jobs; default one per CPU.
-    CXX, CXXFLAGS: read by CMake.
+    CXX, CXXFLAGS: read by CMake when the folder build/ is new.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def find_cmake() -> str | None:
 
 
 def find_ninja() -> str | None:
+    """ninja, found the same way."""
     try:
-        from ninja import BIN_DIR
+        from ninja import BIN_DIR  # empty where it is on the PATH, as in an isolated build
     except ImportError:
         return shutil.which("ninja")
     return str(Path(BIN_DIR) / "ninja")
@@ -45,13 +46,12 @@ def find_ninja() -> str | None:
 
 def missing_tools() -> list[str]:
     """What compiling would need and this machine lacks. A CXX that was named is believed."""
-    compilers = ("c++", "g++", "clang++")
-    has_compiler = bool(os.environ.get("CXX")) or any(map(shutil.which, compilers))
-    return [
-        name
-        for name, found in (("a C++ compiler", has_compiler), ("CMake", find_cmake() is not None))
-        if not found
-    ]
+    missing = []
+    if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        missing.append("no C++ compiler")
+    if find_cmake() is None:
+        missing.append("no CMake")
+    return missing
 
 
 def why_pure() -> str:
@@ -63,8 +63,8 @@ def why_pure() -> str:
         return "FASTRNN_NATIVE=0"
     missing = " and ".join(missing_tools())
     if missing and native == "1":
-        raise SystemExit(f"FASTRNN_NATIVE=1 insists on the C++ kernels, but {missing} is missing")
-    return missing and f"{missing} not found"
+        raise SystemExit(f"FASTRNN_NATIVE=1 insists on the C++ kernels, but there is {missing}")
+    return missing
 
 
 def jobs() -> int:
@@ -87,7 +87,9 @@ class CMakeBuild(build_ext):
 
         # Not setuptools' build_temp: that is a new folder for each editable install, and an edit
         # of one C++ file would then compile them all.
-        tree = ROOT / "build" / f"cmake-{self.plat_name}-{sys.implementation.cache_tag}"
+        ninja = find_ninja()
+        tool = "make" if ninja is None else "ninja"
+        tree = ROOT / "build" / f"{tool}-{self.plat_name}-{sys.implementation.cache_tag}"
         configure = [
             find_cmake() or "cmake",
             f"-S{ROOT}",
@@ -97,12 +99,11 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
-        ninja = find_ninja()
-        if ninja is not None:
+        if ninja is None:
+            configure += ["-GUnix Makefiles"]
+        else:
             # Named at each build: the one of an isolated build is gone by the next.
             configure += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-        else:
-            configure += ["-GUnix Makefiles"]
         build = [configure[0], "--build", str(tree), "--parallel", str(jobs())]
         for command in (configure, build):
             print("fastrnn:", *command, flush=True)
