@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class Learner:
         self.name = name
         self.model = model
         self.losses: list[float] = []
-        self.block_seconds: list[float] = []
+        self.step_seconds: list[float] = []  # of a step, one mean for each block
         self._optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
         self._state: State = None
 
@@ -73,17 +74,18 @@ class Learner:
             self.before_step()
             self._optimizer.zero_grad(set_to_none=True)
             loss, state = self.model.loss(streams.window(index), self._state)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
             self._optimizer.step()
             assert state is not None
             self._state = (state[0].detach(), state[1].detach())
             self.losses.append(loss.item())
-        self.block_seconds.append((time.perf_counter() - start) / steps)
+        self.step_seconds.append((time.perf_counter() - start) / steps)
 
     def characters_per_second(self, streams: Streams) -> float:
         """Characters learned from per second, median over the blocks."""
-        return streams.steps * streams.numbers.shape[0] / statistics.median(self.block_seconds)
+        batch: int = streams.numbers.shape[0]
+        return streams.steps * batch / statistics.median(self.step_seconds)
 
 
 class Control(Learner):
@@ -110,7 +112,8 @@ class Control(Learner):
 
 def roundoff(terms: int) -> float:
     """Typical relative error of a float32 sum of so many products."""
-    return 0.5 * torch.finfo(torch.float32).eps * float(terms) ** 0.5
+    unit: float = torch.finfo(torch.float32).eps / 2
+    return unit * math.sqrt(terms)
 
 
 def allowed_differences(
