@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import _is_any_autocast_enabled
 from torch.overrides import has_torch_function
 
 from ..autograd import layer
-from ..backends import transformed
 from ..cells import CELLS, NONLINEARITIES
 from ..problem import LayerInputs
 from ._dispatch import TorchForward, recorded, seen_by_torch_function
@@ -51,7 +51,7 @@ class _CellModule(nn.RNNCellBase):
             return None
         rank = input.dim()
         if has_torch:
-            if rank not in (1, 2) or transformed() or recorded():
+            if rank not in (1, 2) or _is_any_autocast_enabled() or recorded():
                 return None
             state_shape = (*input.shape[:-1], w_hh.shape[-1])
             if (
@@ -219,7 +219,9 @@ class LSTMCell(_CellModule):
         if hx is None:
             step = self._step("lstm", input, None, None)
         elif isinstance(hx, (tuple, list)) and len(hx) == 2:
-            step = self._step("lstm", input, hx[0], hx[1])
+            h, c = hx
+            if h is not None and c is not None:
+                step = self._step("lstm", input, h, c)
         if step is None:
             result: tuple[Tensor, Tensor] = self._torch_forward(input, hx)
             return result

@@ -1,0 +1,209 @@
+"""dtypes, devices without storage, autocast (section 5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from contract import (
+    CELLS,
+    FASTRNN,
+    SEQUENCES,
+    TORCH,
+    assert_same,
+    assert_same_error,
+    error,
+    flat,
+    gradients,
+    packed,
+    pair,
+    states,
+)
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.utils.rnn import PackedSequence
+
+import fastrnn
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64)
+
+#: complex numbers round like their parts.
+ROUNDING = {torch.complex64: torch.float32}
+
+
+def example(kind: str, dtype: torch.dtype) -> Tensor:
+    return torch.randn(2, 3, dtype=dtype) if kind in CELLS else torch.randn(5, 2, 3, dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes(kind: str, dtype: torch.dtype) -> None:
+    options = {} if kind in CELLS else {"num_layers": 2, "bidirectional": True}
+    ours, theirs = pair(kind, 3, 4, dtype=dtype, **options)
+    x = example(kind, dtype).requires_grad_()
+    hx = states(ours, 2, dtype)
+    rounding = ROUNDING.get(dtype, dtype)
+    assert_same(ours(x), theirs(x), dtype=rounding)
+    assert_same(ours(x, hx), theirs(x, hx), dtype=rounding)
+
+    def of_real_loss(module: Any) -> list[Tensor]:
+        outputs = flat(module(x, hx))
+        loss = sum(torch.view_as_real(o).sum() if o.is_complex() else o.sum() for o in outputs)
+        assert isinstance(loss, Tensor)
+        return list(torch.autograd.grad(loss, [x, *module.parameters()]))
+
+    assert_same(of_real_loss(ours), of_real_loss(theirs), rows=10, dtype=rounding)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64], ids=str)
+def test_dtypes_of_packed(kind: str, dtype: torch.dtype) -> None:
+    ours, theirs = pair(kind, 3, 4, dtype=dtype)
+    x = packed(2, 4, 3, dtype=dtype)
+    assert_same(ours(x), theirs(x), dtype=ROUNDING.get(dtype, dtype))
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+def test_integers(kind: str) -> None:
+    assert_same_error(
+        lambda: FASTRNN[kind](3, 4, dtype=torch.int64), lambda: TORCH[kind](3, 4, dtype=torch.int64)
+    )
+    assert_same_error(
+        lambda: FASTRNN[kind](3, 4).to(torch.int64), lambda: TORCH[kind](3, 4).to(torch.int64)
+    )
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+def test_converted_modules(kind: str) -> None:
+    ours, theirs = pair(kind, 3, 4)
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        before = list(ours.parameters())
+        ours.to(dtype)
+        theirs.to(dtype)
+        assert all(a is b for a, b in zip(before, ours.parameters(), strict=True))
+        x = example(kind, dtype)
+        assert_same(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+@pytest.mark.parametrize("hx_given", [True, False])
+def test_meta(kind: str, hx_given: bool) -> None:
+    ours, theirs = FASTRNN[kind](3, 4, device="meta"), TORCH[kind](3, 4, device="meta")
+    x = example(kind, torch.float32).to("meta")
+    hx: Any = None
+    if hx_given:
+        hx = states(ours, 2)
+        hx = tuple(s.to("meta") for s in hx) if "LSTM" in kind else hx.to("meta")
+    actual, expected = flat(ours(x, hx)), flat(theirs(x, hx))
+    assert [(a.device.type, a.shape, a.dtype) for a in actual] == [
+        (e.device.type, e.shape, e.dtype) for e in expected
+    ]
+    assert actual[0].is_meta
+    sum(a.sum() for a in actual).backward()
+    assert all(weight.grad.is_meta for weight in ours.parameters())
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_meta_packed(kind: str) -> None:
+    ours = FASTRNN[kind](3, 4, device="meta")
+    x = packed(2, 4, 3)
+    output, hidden = ours(PackedSequence(x.data.to("meta"), x.batch_sizes))
+    assert output.data.is_meta
+    assert output.data.shape == (9, 4)
+    assert flat(hidden)[0].shape == (1, 3, 4)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_fake_tensors(kind: str, grad: bool) -> None:
+    with FakeTensorMode(), torch.set_grad_enabled(grad):
+        ours, theirs = FASTRNN[kind](3, 4), TORCH[kind](3, 4)
+        x = example(kind, torch.float32)
+        actual, expected = flat(ours(x)), flat(theirs(x))
+        for a, e in zip(actual, expected, strict=True):
+            assert isinstance(a, FakeTensor)
+            assert (a.device, a.shape, a.dtype) == (e.device, e.shape, e.dtype)
+        if grad:
+            actual[0].sum().backward()
+            assert isinstance(next(ours.parameters()).grad, FakeTensor)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+def test_fake_tensors_of_real_modules(kind: str) -> None:
+    ours, _ = pair(kind, 3, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(flat(ours(example(kind, torch.float32)))[0], FakeTensor)
+
+
+AUTOCAST_CALLS = [(kind, how, 1) for kind in CELLS for how in ("float32", "bfloat16")] + [
+    (kind, how, layers)
+    for kind in SEQUENCES
+    for how in ("float32", "bfloat16", "packed")
+    for layers in (1, 2)
+]
+
+
+@pytest.mark.parametrize(("kind", "how", "layers"), AUTOCAST_CALLS)
+def test_autocast(kind: str, how: str, layers: int) -> None:
+    """The same dtypes as torch.nn, which has no one rule for them."""
+    options = {} if kind in CELLS else {"num_layers": layers}
+    ours, theirs = pair(kind, 3, 4, **options)
+    x: Any = example(kind, torch.float32)
+    if how == "packed":
+        x = packed(2, 4, 3)
+    elif how == "bfloat16":
+        x = x.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual, expected = ours(x), theirs(x)
+    assert_same(actual, expected, dtype=torch.bfloat16)
+    leaf = (x.data if isinstance(x, PackedSequence) else x).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(ours, x)
+    for name, weight in ours.named_parameters():
+        assert found[name] is not None, name
+        assert weight.grad.dtype == torch.float32
+    assert leaf.grad.dtype == leaf.dtype
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+def test_autocast_refuses_float64(kind: str) -> None:
+    ours, theirs = pair(kind, 3, 4)
+    x = example(kind, torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert type(error(lambda: theirs(x))) is type(error(lambda: ours(x))) is RuntimeError
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_autocast_of_options_that_torch_lacks(kind: str, layers: int, dtype: str) -> None:
+    ours = FASTRNN[kind](3, 4, layers)
+    x = torch.randn(5, 2, 3)
+    expected = flat(ours(x, lengths=[5, 2]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = flat(ours(x.to(getattr(torch, dtype)), lengths=[5, 2]))
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.float(), e, rtol=0.05, atol=0.05)
+
+
+def test_autocast_of_cells_that_torch_lacks() -> None:
+    x = torch.randn(2, 3)
+    for module in (
+        fastrnn.RNNCell(3, 4, nonlinearity="sigmoid"),
+        fastrnn.GRUCell(3, 4, reset_after=False),
+    ):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = module(x)
+        torch.testing.assert_close(actual.float(), module(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+def test_default_device_is_no_obstacle(kind: str) -> None:
+    """``set_default_device`` is a function mode; options beyond torch.nn work under it too."""
+    ours, theirs = pair(kind, 3, 4)
+    x = example(kind, torch.float32)
+    with torch.device("cpu"):
+        assert_same(ours(x), theirs(x))
+        if kind in SEQUENCES:
+            ours(x, lengths=[5, 2])
