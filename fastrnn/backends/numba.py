@@ -53,7 +53,8 @@ class NumbaBackend(FusedBackend):
         outputs = problem.allocate(inputs.x)
         if problem.lengths:
             outputs.y.zero_()
-            outputs.cell_states.zero_()
+            if outputs.cell_states is not None:
+                outputs.cell_states.zero_()
         for direction in range(problem.directions):
             _forward(problem, inputs, direction, outputs)
         return outputs
@@ -62,7 +63,7 @@ class NumbaBackend(FusedBackend):
         self,
         problem: Problem,
         inputs: LayerInputs,
-        cell_states: Tensor,
+        cell_states: Tensor | None,
         reserve: Tensor,
         grads: Gradients,
         needs: Needs,
@@ -188,9 +189,9 @@ def _start(state: Tensor | None, direction: int, out: Tensor) -> Array:
     return _array(out.zero_() if state is None else out.copy_(state[direction]))
 
 
-def _by_row(tensor: Tensor) -> Tensor:
-    """A sequence as ``(rows, .)``; an output that the call does not have as ``(0, 0)``."""
-    return tensor.view(0, 0) if tensor.dim() == 1 else tensor.flatten(0, -2)
+def _by_row(sequence: Tensor | None, like: Tensor) -> Array:
+    """A sequence as ``(rows, .)``; ``(0, 0)`` for one that the call does not have."""
+    return _array(like.new_empty(0, 0) if sequence is None else sequence.flatten(0, -2))
 
 
 def _forward(problem: Problem, inputs: LayerInputs, direction: int, outputs: LayerOutputs) -> None:
@@ -208,13 +209,14 @@ def _forward(problem: Problem, inputs: LayerInputs, direction: int, outputs: Lay
 
     w_hh_t = _array(w_hh.t())
     h = _start(inputs.h0, direction, outputs.h_n[direction])
-    y = _array(_by_row(outputs.y))
+    y = _by_row(outputs.y, x)
     column = direction * units
-    saved = _array(outputs.reserve[direction] if problem.training else _by_row(outputs.reserve))
+    saved = _by_row(None if outputs.reserve is None else outputs.reserve[direction], x)
     match problem.cell.name:
         case "lstm":
+            assert outputs.c_n is not None
             c = _start(inputs.c0, direction, outputs.c_n[direction])
-            cell_states = _array(_by_row(outputs.cell_states))
+            cell_states = _by_row(outputs.cell_states, x)
             w_hr_t = _array(w_hh.new_empty(0, 0) if w_hr is None else w_hr.t())
             kernels.lstm_forward(
                 steps, x_part, w_hh_t, w_hr_t, h, c, y, cell_states, direction, saved
@@ -236,7 +238,7 @@ def _backward(
     problem: Problem,
     inputs: LayerInputs,
     direction: int,
-    cell_states: Tensor,
+    cell_states: Tensor | None,
     reserve: Tensor,
     grads: Gradients,
     ended: Tensor | None,
@@ -249,7 +251,7 @@ def _backward(
     _, w_hh, _, _, w_hr = _weights(problem, inputs, direction)
     reserve = reserve[direction]
     saved = _array(reserve)
-    d_y = _array(_by_row(grads.y))
+    d_y = _by_row(grads.y, x)
     column = direction * units
 
     def per_row(width: int) -> Tensor:
@@ -266,8 +268,8 @@ def _backward(
     met = per_row(problem.output_size)
     match problem.cell.name:
         case "lstm":
-            first = direction * units
-            c = _by_row(cell_states)[:, first : first + units]
+            assert cell_states is not None
+            c = cell_states.flatten(0, -2)[:, column : column + units]
             m = reserve[:, 3 * units : 4 * units] * c.tanh()
             if ended is not None:
                 m.masked_fill_(ended, 0)
@@ -277,7 +279,6 @@ def _backward(
             kernels.entering(steps, _array(c), initial(inputs.c0, units), _array(c_in))
             if grads.c_n is not None:
                 d_c.copy_(grads.c_n[direction])
-            d_states = x.new_empty(0) if grads.cell_states is None else grads.cell_states
             none = x.new_empty(0, 0)
             d_out = none if w_hr is None else per_row(problem.output_size)
             kernels.lstm_backward(
@@ -288,7 +289,7 @@ def _backward(
                 _array(c_in),
                 _array(c),
                 d_y,
-                _array(_by_row(d_states)),
+                _by_row(grads.cell_states, x),
                 direction,
                 _array(d_h),
                 _array(d_c),
