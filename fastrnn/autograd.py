@@ -14,19 +14,22 @@ import torch
 from torch import Tensor
 
 from . import backends, ops
-from .backends.base import DifferentiableBackend, Gradients
+from .backends.base import DifferentiableBackend, FusedBackend, Gradients, Needs
+from .cells import CELLS
 from .problem import LayerInputs, LayerOutputs, Problem
 
 
 class _Layer(torch.autograd.Function):
-    """``(cell, directions, keep_cell_states, x, h0, c0, lengths, batch_sizes, reset, *weights)``.
+    """One layer around the kernels of a fused backend.
 
     Returns y and h_n, then c_n of a cell that has one, then the cell states when asked for.
+    ``problem`` is None while tracing, where the operators of ``ops`` stand for the backend.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
+        problem: Problem | None,
         cell: str,
         directions: int,
         keep_cell_states: bool,
@@ -39,43 +42,55 @@ class _Layer(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
-        y, h_n, c_n, cell_states, reserve = ops.layer_forward(
-            cell, inputs, directions, keep_cell_states, True
-        )
-        ctx.cell, ctx.directions, ctx.keep_cell_states = cell, directions, keep_cell_states
+        if problem is None:
+            outputs = ops.layer_forward(cell, *inputs, directions, keep_cell_states, True)
+        else:
+            outputs = _fused(problem).forward(problem, inputs)
+        y, h_n, c_n, cell_states, reserve = outputs
+        ctx.problem, ctx.cell = problem, cell
+        ctx.directions, ctx.keep_cell_states = directions, keep_cell_states
         ctx.save_for_backward(
             cell_states, reserve, x, h0, c0, lengths, batch_sizes, reset, *weights
         )
-        if keep_cell_states:
-            return y, h_n, c_n, cell_states
-        if c_n.numel() or cell == "lstm":
-            return y, h_n, c_n
-        return y, h_n
+        if not CELLS[cell].has_cell_state:
+            return y, h_n
+        return (y, h_n, c_n, cell_states) if keep_cell_states else (y, h_n, c_n)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         cell_states, reserve, x, h0, c0, lengths, batch_sizes, reset, *weights = ctx.saved_tensors
         inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
         wanted = ctx.needs_input_grad
-        needs = [wanted[3], wanted[4], wanted[5], *wanted[9:]]
+        needs = [*wanted[4:7], *wanted[10:]]
         if torch.is_grad_enabled():
             grads = _differentiable_backward(ctx, inputs, grad_outputs, needs)
         else:
-            grad_y, grad_h_n, *rest = (grad.contiguous() for grad in grad_outputs)
-            grad_c_n = rest[0] if rest else None
-            grad_cell_states = rest[1] if len(rest) > 1 else None
-            flat = ops.layer_backward(
-                ctx.cell,
-                inputs,
-                ctx.directions,
-                ctx.keep_cell_states,
-                cell_states,
-                reserve,
-                Gradients(grad_y, grad_h_n, grad_c_n, grad_cell_states),
-                needs,
-            )
-            grads = [grad if need else None for grad, need in zip(flat, needs, strict=True)]
-        return (None, None, None, *grads[:3], None, None, None, *grads[3:])
+            above = [grad.contiguous() for grad in grad_outputs]
+            above_all = Gradients(*above, *[None] * (4 - len(above)))
+            if ctx.problem is None:
+                flat = ops.layer_backward(
+                    ctx.cell,
+                    *inputs,
+                    ctx.directions,
+                    ctx.keep_cell_states,
+                    cell_states,
+                    reserve,
+                    *above_all,
+                    needs,
+                )
+                grads = [grad if need else None for grad, need in zip(flat, needs, strict=True)]
+            else:
+                result = _fused(ctx.problem).backward(
+                    ctx.problem, inputs, cell_states, reserve, above_all, Needs(*needs[:3], needs[3:])
+                )
+                grads = [result.x, result.h0, result.c0, *result.weights]
+        return (None, None, None, None, *grads[:3], None, None, None, *grads[3:])
+
+
+def _fused(problem: Problem) -> FusedBackend:
+    backend = backends.select(problem)
+    assert isinstance(backend, FusedBackend)
+    return backend
 
 
 def _differentiable_backward(
@@ -104,9 +119,9 @@ def _differentiable_backward(
     )
     outputs = _reference().layer(problem, alias)
     chosen = [outputs.y, outputs.h_n]
-    if problem.cell.has_cell_state:
+    if outputs.c_n is not None:
         chosen.append(outputs.c_n)
-    if ctx.keep_cell_states:
+    if ctx.keep_cell_states and outputs.cell_states is not None:
         chosen.append(outputs.cell_states)
     sources = [tensor for tensor, need in zip(aliased, needs, strict=True) if need]
     grads = iter(
@@ -126,26 +141,48 @@ def layer(
 ) -> LayerOutputs:
     """One layer, both of its directions, by whichever backend serves it.
 
-    The reserve of the result is always empty; ``c_n`` and ``cell_states`` are empty where the
-    cell, or the call, has none.
+    The result has no reserve, and cell states only where they were asked for.
     """
+    needs_grad = _needs_grad(inputs)
     problem = Problem.of(
-        cell, inputs, directions=directions, keep_cell_states=keep_cell_states, training=False
+        cell,
+        inputs,
+        directions=directions,
+        keep_cell_states=keep_cell_states,
+        training=needs_grad,
     )
-    keep_cell_states = problem.keep_cell_states
     backend = backends.select(problem)
     if isinstance(backend, DifferentiableBackend):
         return backend.layer(problem, inputs)
-    if not _needs_grad(inputs):
-        outputs = ops.layer_forward(cell, inputs, directions, keep_cell_states, False)
-        return LayerOutputs(*outputs)
+    assert isinstance(backend, FusedBackend)
+    traced = ops.sees_operators(inputs.x)
+    if not needs_grad and not traced:
+        return backend.forward(problem, inputs)
+    keep_cell_states = problem.keep_cell_states
     x, h0, c0, weights, lengths, batch_sizes, reset = inputs
-    y, h_n, *rest = _Layer.apply(
-        cell, directions, keep_cell_states, x, h0, c0, lengths, batch_sizes, reset, *weights
+    if needs_grad:
+        y, h_n, *rest = _Layer.apply(
+            None if traced else problem,
+            cell,
+            directions,
+            keep_cell_states,
+            x,
+            h0,
+            c0,
+            lengths,
+            batch_sizes,
+            reset,
+            *weights,
+        )
+    else:
+        y, h_n, *rest = ops.layer_forward(cell, *inputs, directions, keep_cell_states, False)[:4]
+    return LayerOutputs(
+        y,
+        h_n,
+        rest[0] if problem.cell.has_cell_state else None,
+        rest[1] if keep_cell_states else None,
+        None,
     )
-    empty = x.new_empty(0)
-    c_n = rest[0] if rest else empty
-    return LayerOutputs(y, h_n, c_n, rest[1] if len(rest) > 1 else empty, empty)
 
 
 def _needs_grad(inputs: LayerInputs) -> bool:

@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .autograd import layer
 from .cells import NONLINEARITIES
-from .problem import LayerInputs
+from .problem import LayerInputs, LayerOutputs
 
 Output = Tensor | PackedSequence
 
@@ -242,9 +242,7 @@ def sequence(
                 f"(layers x directions), got shape {tuple(state.shape)}"
             )
 
-    h_ns: list[Tensor] = []
-    c_ns: list[Tensor] = []
-    cell_states: list[Tensor] = []
+    layers: list[LayerOutputs] = []
     for k in range(num_layers):
         if k and dropout and training:
             x = torch.dropout(x, dropout, True)
@@ -260,13 +258,15 @@ def sequence(
         )
         outputs = layer(cell, inputs, directions=directions, keep_cell_states=return_cell_states)
         x = outputs.y
-        h_ns.append(outputs.h_n)
-        c_ns.append(outputs.c_n)
-        cell_states.append(outputs.cell_states)
+        layers.append(outputs)
 
-    has_c = cell == "lstm"
-    h_n = h_ns[0] if num_layers == 1 else torch.cat(h_ns)
-    c_n = None if not has_c else c_ns[0] if num_layers == 1 else torch.cat(c_ns)
+    h_n, c_n = layers[0].h_n, layers[0].c_n
+    if num_layers > 1:
+        h_n = torch.cat([outputs.h_n for outputs in layers])
+        c_n = None if c_n is None else torch.cat([o.c_n for o in layers if o.c_n is not None])
+    cell_states = [o.cell_states for o in layers if o.cell_states is not None]
+    if not return_cell_states:
+        cell_states = []
 
     if packed is not None:
         if packed.unsorted_indices is not None:
@@ -277,7 +277,7 @@ def sequence(
             PackedSequence(x, *repack),
             h_n,
             c_n,
-            tuple(PackedSequence(c, *repack) for c in cell_states) if return_cell_states else (),
+            tuple(PackedSequence(c, *repack) for c in cell_states),
         )
 
     def to_user(tensor: Tensor) -> Tensor:
@@ -291,7 +291,7 @@ def sequence(
         to_user(x),
         h_n,
         c_n,
-        tuple(to_user(c) for c in cell_states) if return_cell_states else (),
+        tuple(to_user(c) for c in cell_states),
     )
 
 

@@ -1,8 +1,9 @@
 """The two operators of the library, ``torch.ops.fastrnn.layer_forward`` and ``layer_backward``.
 
 They exist for what looks at torch operators (compile, export, fake tensors); eager calls on plain
-tensors go to the same implementations directly, which saves the dispatcher's microseconds. The
-backend is chosen inside, on real tensors, so one fake kernel describes them all.
+tensors go to the backends directly, which saves the dispatcher's microseconds. The backend is
+chosen inside, on real tensors, so one fake kernel describes them all. An operator has a fixed
+number of outputs: what a cell or a call does not have is an empty tensor here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from . import backends
 from .backends.base import FusedBackend, Gradients, Needs
-from .problem import LayerInputs, Problem
+from .problem import LayerInputs, LayerOutputs, Problem
 
 _library = torch.library.Library("fastrnn", "DEF")
 
@@ -53,6 +54,12 @@ def _problem(
     )
 
 
+def _filled(
+    x: Tensor, outputs: LayerOutputs
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tuple(x.new_empty(0) if tensor is None else tensor for tensor in outputs)
+
+
 def _forward(
     cell: str,
     x: Tensor,
@@ -68,7 +75,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
     problem = _problem(cell, inputs, directions, keep_cell_states, training)
-    return tuple(_fused(problem).forward(problem, inputs))
+    return _filled(x, _fused(problem).forward(problem, inputs))
 
 
 def _forward_fake(
@@ -85,7 +92,8 @@ def _forward_fake(
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
-    return tuple(_problem(cell, inputs, directions, keep_cell_states, training).allocate(x))
+    problem = _problem(cell, inputs, directions, keep_cell_states, training)
+    return _filled(x, problem.allocate(x))
 
 
 def _backward(
@@ -148,38 +156,15 @@ _library.impl("layer_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("fastrnn::layer_forward", _forward_fake, lib=_library)
 torch.library.register_fake("fastrnn::layer_backward", _backward_fake, lib=_library)
 
-_forward_op = torch.ops.fastrnn.layer_forward.default
-_backward_op = torch.ops.fastrnn.layer_backward.default
+layer_forward = torch.ops.fastrnn.layer_forward.default
+layer_backward = torch.ops.fastrnn.layer_backward.default
 
 
-def _plain(x: Tensor) -> bool:
-    """Whether nothing but the implementation needs to see a call on ``x``."""
+def sees_operators(x: Tensor) -> bool:
+    """Whether something looks at the operators of a call on ``x``: tracing, modes, subclasses."""
     return (
-        (type(x) is Tensor or type(x) is torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and not x.is_meta
-    )
-
-
-def layer_forward(
-    cell: str, inputs: LayerInputs, directions: int, keep_cell_states: bool, training: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    call = _forward if _plain(inputs.x) else _forward_op
-    return call(cell, *inputs, directions, keep_cell_states, training)
-
-
-def layer_backward(
-    cell: str,
-    inputs: LayerInputs,
-    directions: int,
-    keep_cell_states: bool,
-    cell_states: Tensor,
-    reserve: Tensor,
-    grads: Gradients,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    call = _backward if _plain(inputs.x) and _plain(grads.y) else _backward_op
-    return call(
-        cell, *inputs, directions, keep_cell_states, cell_states, reserve, *grads, list(needs)
+        torch.compiler.is_compiling()
+        or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or x.is_meta
     )

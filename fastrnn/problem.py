@@ -12,7 +12,6 @@ row ``t * B + b`` of a padded batch, row ``offset[t] + b`` of packed data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -43,7 +42,7 @@ class LayerInputs(NamedTuple):
 
 
 class LayerOutputs(NamedTuple):
-    """What a backend's forward returns; a tensor the cell or the call does not have is empty.
+    """What a backend's forward returns; None for what the cell or the call does not have.
 
     y: ``(T, B, D*R)`` or ``(rows, D*R)``. h_n: ``(D, B, R)``. c_n: ``(D, B, H)``.
     cell_states: ``(T, B, D*H)`` or ``(rows, D*H)``. reserve: ``(D, rows, S*H [+ R])``, see
@@ -52,9 +51,9 @@ class LayerOutputs(NamedTuple):
 
     y: Tensor
     h_n: Tensor
-    c_n: Tensor
-    cell_states: Tensor
-    reserve: Tensor
+    c_n: Tensor | None
+    cell_states: Tensor | None
+    reserve: Tensor | None
 
 
 class LayerGrads(NamedTuple):
@@ -66,8 +65,7 @@ class LayerGrads(NamedTuple):
     weights: list[Tensor | None]
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """Sizes, dtype, device and options of one layer call. See the module for the letters."""
 
     cell: Cell
@@ -119,9 +117,9 @@ class Problem:
         return LayerOutputs(
             y=new(self.sequence_shape(d * r)),
             h_n=new((d, self.batch, r)),
-            c_n=new((d, self.batch, h) if has_c else (0,)),
-            cell_states=new(self.sequence_shape(d * h) if wants_cell_states else (0,)),
-            reserve=new((d, self.rows, self.reserve_width) if self.training else (0,)),
+            c_n=new((d, self.batch, h)) if has_c else None,
+            cell_states=new(self.sequence_shape(d * h)) if wants_cell_states else None,
+            reserve=new((d, self.rows, self.reserve_width)) if self.training else None,
         )
 
     @staticmethod

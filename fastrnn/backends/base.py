@@ -67,7 +67,7 @@ class DifferentiableBackend(Backend):
 
     @abstractmethod
     def layer(self, problem: Problem, inputs: LayerInputs) -> LayerOutputs:
-        """Outputs of the layer; the reserve stays empty."""
+        """Outputs of the layer, without a reserve."""
 
 
 class FusedBackend(Backend):
@@ -87,7 +87,7 @@ class FusedBackend(Backend):
         self,
         problem: Problem,
         inputs: LayerInputs,
-        cell_states: Tensor,
+        cell_states: Tensor | None,
         reserve: Tensor,
         grads: Gradients,
         needs: Needs,

@@ -100,9 +100,9 @@ class CpuBackend(FusedBackend):
             _address(c0),
             outputs.y.data_ptr(),
             outputs.h_n.data_ptr(),
-            outputs.c_n.data_ptr(),
-            outputs.cell_states.data_ptr(),
-            outputs.reserve.data_ptr(),
+            _address(outputs.c_n),
+            _address(outputs.cell_states),
+            _address(outputs.reserve),
         )
         return outputs
 
@@ -110,7 +110,7 @@ class CpuBackend(FusedBackend):
         self,
         problem: Problem,
         inputs: LayerInputs,
-        cell_states: Tensor,
+        cell_states: Tensor | None,
         reserve: Tensor,
         grads: Gradients,
         needs: Needs,
@@ -139,7 +139,7 @@ class CpuBackend(FusedBackend):
             _weight_addresses(problem, weights),
             _address(h0),
             _address(c0),
-            cell_states.data_ptr(),
+            _address(cell_states),
             reserve.data_ptr(),
             grads.y.data_ptr(),
             grads.h_n.data_ptr(),

@@ -125,15 +125,15 @@ class ReferenceBackend(DifferentiableBackend):
         results = [self._direction(problem, inputs, x, valid, d) for d in range(problem.directions)]
         y = torch.cat([result[0] for result in results], dim=-1)
         h_n = torch.stack([result[1] for result in results])
-        c_n = cell_states = x.new_empty(0)
+        c_n = cell_states = None
         if problem.cell.has_cell_state:
             cell_states = torch.cat([result[2] for result in results], dim=-1)
             c_n = torch.stack([result[3] for result in results])
         if packed_rows is not None:
             y = y.flatten(0, 1).index_select(0, packed_rows)
-            if problem.cell.has_cell_state:
+            if cell_states is not None:
                 cell_states = cell_states.flatten(0, 1).index_select(0, packed_rows)
-        return LayerOutputs(y, h_n, c_n, cell_states, x.new_empty(0))
+        return LayerOutputs(y, h_n, c_n, cell_states, None)
 
     def _direction(
         self, problem: Problem, inputs: LayerInputs, x: Tensor, valid: Tensor | None, direction: int

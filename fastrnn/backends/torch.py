@@ -48,8 +48,7 @@ class TorchBackend(DifferentiableBackend):
         layout = () if problem.packed else (False,)
         function = _FUNCTIONS[str(cell.torch_name)]
         y, h_n, *c_n = function(x, *batch, hx, list(inputs.weights), *options, *layout)
-        empty = x.new_empty(0)
-        return LayerOutputs(y, h_n, c_n[0] if c_n else empty, empty, empty)
+        return LayerOutputs(y, h_n, c_n[0] if c_n else None, None, None)
 
 
 def _functorch_levels() -> list[str]:
