@@ -316,9 +316,10 @@ for dtype in (torch.float32, torch.float64):
 @pytest.mark.slow
 def test_pure_install_serves_from_numba_and_says_so_once(tree: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
-    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-build-isolation"]
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index"]
+    # Without the cache, in which pip would keep this wheel for the next folder of the same name.
     subprocess.run(
-        [*pip, "--no-deps", "--target", target, tree],
+        [*pip, "--no-build-isolation", "--no-cache-dir", "--target", target, tree],
         env=os.environ | {"FASTRNN_NATIVE": "0"},
         check=True,
     )
@@ -328,8 +329,9 @@ def test_pure_install_serves_from_numba_and_says_so_once(tree: Path, tmp_path: P
         env=os.environ | {"PYTHONPATH": str(target), "FASTRNN_LOG": "info", "FASTRNN_BACKEND": ""},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).is_relative_to(target)
     log = result.stderr
     assert log.count("CPU calls are served by numba") == 1, log
