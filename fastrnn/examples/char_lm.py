@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -244,7 +245,8 @@ def run(options: argparse.Namespace) -> list[str]:
 
     allowed = allowed_differences(theirs.losses, learners[2].losses, options.hidden)
     print_curves(learners, allowed)
-    distance = max(abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True))
+    distances = (abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True))
+    distance = max(distances, key=lambda d: math.inf if math.isnan(d) else d)
     print(
         f"\nlargest difference of the two curves {distance:.1e} nats per character; rounding alone "
         f"explains up to {max(allowed):.1e}"
