@@ -27,7 +27,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("FASTRNN_NUM_THREADS", "", "threads of the CPU kernels; default torch.get_num_threads()"),
     Variable("FASTRNN_LOG", "", "level of the logger 'fastrnn' written to stderr: debug, info, ..."),
     Variable("ATEN_CPU_CAPABILITY", "", "torch's own ceiling on CPU kernels; honoured as one"),
-    Variable("FASTRNN_NATIVE", "1", "0 installs without compiling anything", build_time=True),
+    Variable("FASTRNN_NATIVE", "", "0 installs pure Python; 1 insists on compiling", build_time=True),
     Variable("MAX_JOBS", "", "parallel compile jobs", build_time=True),
 )
 

@@ -50,7 +50,8 @@ struct Pack {
 
   Pack() = default;
   FASTRNN_FN Pack(Vector vector) : v(vector) {}
-  FASTRNN_FN explicit Pack(T scalar) : v(Vector{} + scalar) {}
+  // Minus zero, not plus: 0 + -0.0 would lose the sign (and be an addition).
+  FASTRNN_FN explicit Pack(T scalar) : v(scalar - Vector{}) {}
 
   static FASTRNN_FN Pack load(const T* p) { return Pack(Vector(*(const Loose*)p)); }
   FASTRNN_FN void store(T* p) const { *(Loose*)p = v; }
