@@ -118,13 +118,16 @@ def gradients(module: Any, input: Any, hx: Any = None) -> dict[str, Tensor | Non
     return found | {name: weight.grad for name, weight in module.named_parameters()}
 
 
-def assert_same_gradients(ours: Any, theirs: Any, input: Any, hx: Any = None) -> None:
+def assert_same_gradients(
+    ours: Any, theirs: Any, input: Any, hx: Any = None, *, terms: int = 1
+) -> None:
+    """terms: how many weights' gradients are summed in that of a parameter of a weight."""
     expected = {k: g if g is None else g.clone() for k, g in gradients(theirs, input, hx).items()}
     actual = gradients(ours, input, hx)
     assert actual.keys() == expected.keys()
-    x = flat(input)[0]
+    rows = flat(input)[0][..., 0].numel()
     for name, gradient in expected.items():
-        assert_same(actual[name], gradient, rows=max(x.numel() // max(x.shape[-1], 1), 1))
+        assert_same(actual[name], gradient, rows=rows * terms)
 
 
 def error(call: Callable[[], Any]) -> Exception:

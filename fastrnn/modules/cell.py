@@ -35,8 +35,8 @@ class _CellModule(nn.RNNCellBase):
 
     def _step(
         self, cell: str, input: Tensor, h: Tensor | None, c: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """h and c (empty if the cell has none) after one step; None: the call is torch's.
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """h and c (if the cell has one) after one step; None: the call is torch's.
 
         Raises (for cells that torch lacks):
             ValueError: a tensor is neither 1-D nor 2-D.
@@ -83,11 +83,10 @@ class _CellModule(nn.RNNCellBase):
             directions=1,
             keep_cell_states=False,
         )
-        if rank == 1:
-            return outputs.h_n.flatten(), outputs.c_n.flatten()
-        # Copies: detach_() refuses views, and loops over cells use it on the states.
-        h_n, c_n = outputs.h_n, outputs.c_n
-        return torch.squeeze_copy(h_n, 0), (torch.squeeze_copy(c_n, 0) if cell == "lstm" else c_n)
+        # Copies of batched states: detach_() refuses views, and loops over cells use it.
+        remove_dims = torch.flatten if rank == 1 else _without_first
+        c_n = outputs.c_n
+        return remove_dims(outputs.h_n), None if c_n is None else remove_dims(c_n)
 
     def _weights(self) -> Weights:
         """The weights as they are now, without the search of ``Module.__getattr__`` if possible."""
@@ -109,6 +108,10 @@ def _from_vector(tensor: Tensor) -> Tensor:
 
 def _from_matrix(tensor: Tensor) -> Tensor:
     return tensor.unsqueeze(0)
+
+
+def _without_first(tensor: Tensor) -> Tensor:
+    return torch.squeeze_copy(tensor, 0)
 
 
 class RNNCell(_CellModule):
@@ -218,14 +221,14 @@ class LSTMCell(_CellModule):
         step = None
         if hx is None:
             step = self._step("lstm", input, None, None)
-        elif isinstance(hx, (tuple, list)) and len(hx) == 2:
-            h, c = hx
-            if h is not None and c is not None:
-                step = self._step("lstm", input, h, c)
+        elif isinstance(hx, (tuple, list)) and len(hx) == 2 and all(s is not None for s in hx):
+            step = self._step("lstm", input, hx[0], hx[1])
         if step is None:
             result: tuple[Tensor, Tensor] = self._torch_forward(input, hx)
             return result
-        return step
+        h, c = step
+        assert c is not None
+        return h, c
 
 
 class GRUCell(_CellModule):

@@ -139,7 +139,7 @@ class RNN(SequenceModule):
         return extra
 
     def __setstate__(self, d: dict[str, Any]) -> None:
-        super().__setstate__(d)  # type: ignore[no-untyped-call]
+        super().__setstate__(d)
         if "nonlinearity" not in d:  # pickles of torch.nn.RNN before 1.5
             self.nonlinearity = self.mode.removeprefix("RNN_").lower()
 
