@@ -148,3 +148,24 @@ def assert_same_error(
     if message:
         assert str(actual) == str(expected)
     return str(actual)
+
+
+class Subclass(Tensor):
+    """Inherits ``__torch_function__``: results of torch functions are of this class."""
+
+
+class Duck:
+    """No Tensor, but torch functions accept it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tensor, name)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        args = [a.tensor if isinstance(a, Duck) else a for a in args]
+        return torch.utils._pytree.tree_map_only(Tensor, Duck, function(*args, **(kwargs or {})))

@@ -52,6 +52,18 @@ def test_same_gradients(
 
 
 @pytest.mark.parametrize("kind", SEQUENCES)
+def test_upstream_gradient_not_contiguous(kind: str) -> None:
+    ours, theirs = pair(kind, 3, 4, 2, batch_first=True, bidirectional=True, dtype=F64)
+    x = torch.randn(3, 5, 3, dtype=F64, requires_grad=True)
+    upstream = torch.randn(8, 5, 3, dtype=F64).transpose(0, 2)
+    results = [
+        torch.autograd.grad(module(x)[0], [x, *module.parameters()], upstream)
+        for module in (ours, theirs)
+    ]
+    assert_same(*results, rows=15)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
 @pytest.mark.parametrize("which", ["output", "one step", "h_n", "c_n", "first layer"])
 def test_loss_on_some_outputs(kind: str, which: str) -> None:
     """Parameters that the loss does not reach may get None or zeros."""

@@ -190,5 +190,12 @@ def test_checks_of_cells_that_torch_lacks(kind: str, options: dict[str, Any]) ->
         ours(torch.zeros(2, 7))
     with pytest.raises(RuntimeError, match="float64"):
         ours(x.double())
-    assert FASTRNN[kind](3, 0, **options)(x).shape == (2, 0)
     assert ours(torch.zeros(0, 3)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_hidden_size_zero_of_cells_that_torch_lacks(grad: bool) -> None:
+    x = torch.zeros(2, 3)
+    with torch.set_grad_enabled(grad):
+        assert FASTRNN["RNNCell"](3, 0, nonlinearity="sigmoid")(x).shape == (2, 0)
+        assert FASTRNN["GRUCell"](3, 0, reset_after=False)(x[0]).shape == (0,)

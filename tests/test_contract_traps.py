@@ -14,6 +14,8 @@ from contract import (
     FASTRNN,
     SEQUENCES,
     TORCH,
+    Duck,
+    Subclass,
     assert_same,
     assert_same_gradients,
     error,
@@ -185,27 +187,6 @@ def test_10_forms_of_the_initial_state() -> None:
     assert_same(ours(x[:, 0], [h[:, 0], c[:, 0]]), theirs(x[:, 0], [h[:, 0], c[:, 0]]))
 
 
-class Subclass(Tensor):
-    """Inherits ``__torch_function__``: results of torch functions are of this class."""
-
-
-class Duck:
-    """No Tensor, but torch functions accept it."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.tensor, name)
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        args = [a.tensor if isinstance(a, Duck) else a for a in args]
-        return torch.utils._pytree.tree_map_only(Tensor, Duck, function(*args, **(kwargs or {})))
-
-
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
 def test_11_objects_that_override_torch_functions(kind: str) -> None:
     ours, theirs = pair(kind, 3, 4)
@@ -327,18 +308,6 @@ def test_16_nothing_contiguous(kind: str) -> None:
             grads = torch.autograd.grad(outputs, [leaf, *module.parameters()], upstream)
             results.append((outputs, list(grads)))
         assert_same(*results, rows=8)
-
-
-@pytest.mark.parametrize("kind", SEQUENCES)
-def test_16_batch_first_gradients_not_contiguous(kind: str) -> None:
-    ours, theirs = pair(kind, 3, 4, 2, batch_first=True, bidirectional=True, dtype=F64)
-    x = _transposed(torch.randn(3, 5, 3, dtype=F64)).requires_grad_()
-    upstream = _transposed(torch.randn(3, 5, 8, dtype=F64))
-    results = [
-        torch.autograd.grad(module(x)[0], [x, *module.parameters()], upstream)
-        for module in (ours, theirs)
-    ]
-    assert_same(*results, rows=15)
 
 
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
