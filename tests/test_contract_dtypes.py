@@ -167,6 +167,20 @@ def test_autocast(kind: str, how: str, layers: int) -> None:
 
 
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+def test_backward_under_autocast(kind: str) -> None:
+    """Forward outside, backward inside, as when a training loop wraps too much."""
+    ours, theirs = pair(kind, 3, 4)
+    x = example(kind, torch.float32)
+    for module in (ours, theirs):
+        loss = flat(module(x))[0].sum()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss.backward()
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert own.grad.dtype == torch.float32
+        assert_same(own.grad, other.grad, rows=10, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
 def test_autocast_refuses_float64(kind: str) -> None:
     ours, theirs = pair(kind, 3, 4)
     x = example(kind, torch.float64)
