@@ -24,10 +24,16 @@ class Variable:
 VARIABLES: tuple[Variable, ...] = (
     Variable("FASTRNN_BACKEND", "", "serve every call from this backend, or raise"),
     Variable("FASTRNN_ISA", "", "CPU kernels to use: baseline, avx2 or avx512"),
-    Variable("FASTRNN_NUM_THREADS", "", "threads of the CPU kernels; default torch.get_num_threads()"),
-    Variable("FASTRNN_LOG", "", "level of the logger 'fastrnn' written to stderr: debug, info, ..."),
+    Variable(
+        "FASTRNN_NUM_THREADS", "", "threads of the CPU kernels; default torch.get_num_threads()"
+    ),
+    Variable(
+        "FASTRNN_LOG", "", "level of the logger 'fastrnn' written to stderr: debug, info, ..."
+    ),
     Variable("ATEN_CPU_CAPABILITY", "", "torch's own ceiling on CPU kernels; honoured as one"),
-    Variable("FASTRNN_NATIVE", "", "0 installs pure Python; 1 insists on compiling", build_time=True),
+    Variable(
+        "FASTRNN_NATIVE", "", "0 installs pure Python; 1 insists on compiling", build_time=True
+    ),
     Variable("MAX_JOBS", "", "parallel compile jobs", build_time=True),
 )
 

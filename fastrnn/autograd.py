@@ -81,7 +81,12 @@ class _Layer(torch.autograd.Function):
                 grads = [grad if need else None for grad, need in zip(flat, needs, strict=True)]
             else:
                 result = _fused(ctx.problem).backward(
-                    ctx.problem, inputs, cell_states, reserve, above_all, Needs(*needs[:3], needs[3:])
+                    ctx.problem,
+                    inputs,
+                    cell_states,
+                    reserve,
+                    above_all,
+                    Needs(needs[0], needs[1], needs[2], needs[3:]),
                 )
                 grads = [result.x, result.h0, result.c0, *result.weights]
         return (None, None, None, None, *grads[:3], None, None, None, *grads[3:])
@@ -103,13 +108,12 @@ def _differentiable_backward(
     may itself depend on the weights, and differentiating with respect to both must not follow
     that path.
     """
-    aliased = [
-        None if tensor is None else tensor.view_as(tensor)
-        for tensor in (inputs.x, inputs.h0, inputs.c0, *inputs.weights)
-    ]
-    x, h0, c0, *weights = aliased
-    assert x is not None
-    alias = inputs._replace(x=x, h0=h0, c0=c0, weights=weights)
+    alias = inputs._replace(
+        x=inputs.x.view_as(inputs.x),
+        h0=None if inputs.h0 is None else inputs.h0.view_as(inputs.h0),
+        c0=None if inputs.c0 is None else inputs.c0.view_as(inputs.c0),
+        weights=[weight.view_as(weight) for weight in inputs.weights],
+    )
     problem = Problem.of(
         ctx.cell,
         alias,
@@ -123,9 +127,12 @@ def _differentiable_backward(
         chosen.append(outputs.c_n)
     if ctx.keep_cell_states and outputs.cell_states is not None:
         chosen.append(outputs.cell_states)
-    sources = [tensor for tensor, need in zip(aliased, needs, strict=True) if need]
+    everything = (alias.x, alias.h0, alias.c0, *alias.weights)
+    sources = [t for t, need in zip(everything, needs, strict=True) if need and t is not None]
     grads = iter(
-        torch.autograd.grad(chosen, sources, list(grad_outputs), create_graph=True, allow_unused=True)
+        torch.autograd.grad(
+            chosen, sources, list(grad_outputs), create_graph=True, allow_unused=True
+        )
     )
     return [next(grads) if need else None for need in needs]
 

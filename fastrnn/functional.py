@@ -49,7 +49,9 @@ def lstm(
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     return_cell_states: bool = False,
-) -> tuple[Output, tuple[Tensor, Tensor]] | tuple[Output, tuple[Tensor, Tensor], tuple[Output, ...]]:
+) -> (
+    tuple[Output, tuple[Tensor, Tensor]] | tuple[Output, tuple[Tensor, Tensor], tuple[Output, ...]]
+):
     """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
 
     ``i, f, o = sigmoid(...)``, ``g = tanh(...)`` of ``W_ih x + b_ih + W_hh h + b_hh``;

@@ -54,10 +54,11 @@ def _problem(
     )
 
 
-def _filled(
-    x: Tensor, outputs: LayerOutputs
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(0) if tensor is None else tensor for tensor in outputs)
+def _filled(x: Tensor, outputs: LayerOutputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    y, h_n, c_n, cell_states, reserve = (
+        x.new_empty(0) if tensor is None else tensor for tensor in outputs
+    )
+    return y, h_n, c_n, cell_states, reserve
 
 
 def _forward(

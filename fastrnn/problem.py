@@ -169,7 +169,7 @@ class Problem(NamedTuple):
                     f"weight_hr: expected 1 to {hidden_size - 1} rows, got shape {tuple(w_hr.shape)}"
                 )
 
-        if packed:
+        if batch_sizes is not None:
             steps, batch = _check_batch_sizes(batch_sizes, x.shape[0])
             rows = x.shape[0]
             if lengths is not None:
@@ -236,7 +236,9 @@ class Problem(NamedTuple):
         for index, weight in enumerate(weights):
             name, shape = expected[index % len(expected)]
             if weight.shape != shape or weight.dtype != self.dtype or weight.device != self.device:
-                self._check_tensor(name if index < len(expected) else f"{name}_reverse", weight, shape)
+                self._check_tensor(
+                    name if index < len(expected) else f"{name}_reverse", weight, shape
+                )
 
     def _check_reset(self, reset: Tensor) -> None:
         if reset.dtype != torch.bool:
@@ -298,9 +300,13 @@ def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> tuple[int, int]:
     if _is_concrete(batch_sizes):
         total = int(batch_sizes.sum())
         if total != rows:
-            raise RuntimeError(f"batch_sizes: expected a sum of {rows}, the rows of the data, got {total}")
+            raise RuntimeError(
+                f"batch_sizes: expected a sum of {rows}, the rows of the data, got {total}"
+            )
         if int(batch_sizes.min()) <= 0:
             raise RuntimeError("batch_sizes: expected positive values, got one that is not")
         if steps > 1 and bool((batch_sizes[1:] > batch_sizes[:-1]).any()):
-            raise RuntimeError("batch_sizes: expected values that do not increase, got some that do")
+            raise RuntimeError(
+                "batch_sizes: expected values that do not increase, got some that do"
+            )
     return steps, batch

@@ -247,7 +247,7 @@ def test_refusals() -> None:
 def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     assert serve().available() == (True, f"numba {numba.__version__}")
     monkeypatch.setitem(sys.modules, "numba", None)
-    reason = "numba is not installed: pip install fastrnn[numba]"
+    reason = "numba is not installed: pip install numba"
     assert serve().available() == (False, reason)
     with (
         pytest.raises(RuntimeError, match=r"numba.*not available.*pip install"),

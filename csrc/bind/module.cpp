@@ -151,6 +151,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("targets", &targets, "CPU targets that were built and run here, best last.");
   m.def("active_target", [] { return active_target().name; });
   m.def(
-      "select_target", [](const std::string& name) { return select_target(name.c_str()) != nullptr; },
+      "select_target",
+      [](const std::string& name) { return select_target(name.c_str()) != nullptr; },
       "Use that target; False if it was not built or cannot run here.");
 }

@@ -4,9 +4,9 @@
 // NEON; FASTRNN_VECTOR_BYTES, set by each target's source file, is the width of a register.
 #pragma once
 
-#include "platform.h"
-
 #include <string.h>
+
+#include "platform.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -60,8 +60,10 @@ struct Pack {
   static FASTRNN_FN Pack load(const T* p, int n) {
     if (n == kWidth) return load(p);
 #if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) return Pack((Vector)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
-    if constexpr (sizeof(T) == 8) return Pack((Vector)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+    if constexpr (sizeof(T) == 4)
+      return Pack((Vector)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+    if constexpr (sizeof(T) == 8)
+      return Pack((Vector)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
 #else
     Pack result(T(0));
     memcpy(&result.v, p, n * sizeof(T));
@@ -142,8 +144,7 @@ template <class T>
 FASTRNN_FN Pack<T> with_sign_of(Pack<T> a, Pack<T> sign_source) {
   using Bits = typename Pack<T>::Bits;
   const Bits sign = (Bits)Pack<T>(T(-0.0)).v;
-  return Pack<T>(
-      (typename Pack<T>::Vector)(((Bits)a.v & ~sign) | ((Bits)sign_source.v & sign)));
+  return Pack<T>((typename Pack<T>::Vector)(((Bits)a.v & ~sign) | ((Bits)sign_source.v & sign)));
 }
 // 2^n, where the low bits of `shifted` hold n + Float<T>::kBias: see activation.h.
 template <class T>

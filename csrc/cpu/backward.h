@@ -83,8 +83,7 @@ class BackwardPass {
         width_(kS * H_ + (projected_ ? R_ : 0)),
         timeline_(timeline),
         course_{args.steps, direction == 1},
-        rows_{timeline, split == Split::rows ? team.rank : 0,
-              split == Split::rows ? team.size : 1},
+        rows_{timeline, split == Split::rows ? team.rank : 0, split == Split::rows ? team.size : 1},
         shared_(shared),
         at_(pointers),
         split_(split),
@@ -138,9 +137,7 @@ class BackwardPass {
   T* da_row(int64_t t, int64_t b) const { return p_.da + row(t, b) * kS * H_; }
   T* h_prev_row(int64_t t, int64_t b) const { return p_.h_prev + row(t, b) * R_; }
   int64_t state_row(int64_t b) const { return d_ * p_.batch + b; }
-  const T* c_row(int64_t t, int64_t b) const {
-    return p_.cell_states + column_row(t, b) * H_;
-  }
+  const T* c_row(int64_t t, int64_t b) const { return p_.cell_states + column_row(t, b) * H_; }
   const T* c_before(int64_t t, int64_t b, int64_t length) const {
     if (timeline_.reset(t, b)) return shared_.zeros;
     if (t != course_.first(length)) return c_row(course_.previous(t), b);
@@ -225,7 +222,7 @@ class BackwardPass {
       at_.row[i] = timeline_.row(t, b);
       at_.a[i] = last || cut ? shared_.zeros : da_row(after, b);
       all_zero = all_zero && at_.a[i] == shared_.zeros;
-      at_.carry_in[i] = last                     ? p_.grad_h_n + state_row(b) * R_
+      at_.carry_in[i] = last                    ? p_.grad_h_n + state_row(b) * R_
                         : cut || !Cell::kDirect ? shared_.zeros
                                                 : shared_.carry + b * R_;
       at_.saved[i] = saved_row(t, b);
@@ -348,7 +345,7 @@ class BackwardPass {
       at_.row[i] = state_row(b);
       at_.a[i] = !length || cut ? shared_.zeros : da_row(t, b);
       all_zero = all_zero && at_.a[i] == shared_.zeros;
-      at_.carry_in[i] = !length                  ? p_.grad_h_n + state_row(b) * R_
+      at_.carry_in[i] = !length                 ? p_.grad_h_n + state_row(b) * R_
                         : cut || !Cell::kDirect ? shared_.zeros
                                                 : shared_.carry + b * R_;
       if (!Cell::kCellState || !p_.grad_c0) continue;
@@ -383,8 +380,8 @@ template <class Cell, class T>
 bool backward(const Backward<T>& args, int threads) {
   const int64_t H = args.hidden, R = args.output;
   const bool projected = args.weights[0].w_hr != nullptr;
-  const Plan plan = make_plan<T>(args, Cell::kGates * H * R, 1 + Cell::kTwoStage + projected, 0,
-                                 threads);
+  const Plan plan =
+      make_plan<T>(args, Cell::kGates * H * R, 1 + Cell::kTwoStage + projected, 0, threads);
   char* memory = nullptr;
   for (int pass = 0; pass < 2; ++pass) {
     Arena arena(memory);

@@ -1,8 +1,8 @@
 // The choice among the CPU targets. Compiled for the baseline: it runs on every processor.
-#include "kernels.h"
-
 #include <atomic>
 #include <cstring>
+
+#include "kernels.h"
 
 namespace fastrnn {
 

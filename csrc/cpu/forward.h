@@ -7,13 +7,13 @@
 // or the lack of an initial state makes zero.
 #pragma once
 
+#include <stdlib.h>
+
 #include "../core/cells/gru.h"
 #include "../core/cells/lstm.h"
 #include "../core/cells/vanilla.h"
 #include "plan.h"
 #include "timeline.h"
-
-#include <stdlib.h>
 
 FASTRNN_NAMESPACE_BEGIN
 
@@ -119,8 +119,7 @@ class ForwardPass {
         projected_(args.weights[direction].w_hr != nullptr),
         timeline_(timeline),
         course_{args.steps, direction == 1},
-        rows_{timeline, split == Split::rows ? team.rank : 0,
-              split == Split::rows ? team.size : 1},
+        rows_{timeline, split == Split::rows ? team.rank : 0, split == Split::rows ? team.size : 1},
         shared_(shared),
         at_(pointers),
         split_(split),
@@ -241,10 +240,10 @@ class ForwardPass {
       if (shared_.mid) at_.mid[i] = shared_.mid + rows_.index(i) * H_;
       if (Cell::kCellState) {
         at_.c[i] = p_.cell_states ? c_row(t, b) : c_n_row(b);
-        at_.c_prev[i] = reset              ? shared_.zeros
-                        : first            ? c0_row(b)
-                        : p_.cell_states   ? c_row(before, b)
-                                           : c_n_row(b);
+        at_.c_prev[i] = reset            ? shared_.zeros
+                        : first          ? c0_row(b)
+                        : p_.cell_states ? c_row(before, b)
+                                         : c_n_row(b);
       }
     }
     if constexpr (Cell::kTwoStage) {
@@ -263,29 +262,28 @@ class ForwardPass {
 
   void one_stage(int64_t alive, bool all_zero) {
     const auto& op = shared_.recurrent;
-    for_each_tile(
-        op, panel_begin(op, units_), panel_end(op, units_), at_.h_prev, alive, all_zero,
-        [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
-          for (int m = 0; m < count; ++m) {
-            const int64_t i = row + m;
-            for (int u = 0; u < vectors; ++u, tile += kG * kWidth) {
-              const int64_t j = op.shape.first_unit(panel) + u * kWidth;
-              const int n = op.shape.valid(panel, u);
-              V x[kG], r[kG], saved[kS], h, c;
-              for (int g = 0; g < kG; ++g) {
-                x[g] = V::load(at_.gates[i] + Cell::kSlot[g] * H_ + j, n);
-                r[g] = V::load(tile + g * kWidth);
-              }
-              const V c_prev = Cell::kCellState ? V::load(at_.c_prev[i] + j, n) : V(T(0));
-              const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : V(T(0));
-              Cell::forward(x, r, h_prev, c_prev, saved, h, c);
-              if (p_.reserve)
-                for (int k = 0; k < kS; ++k) saved[k].store(at_.gates[i] + k * H_ + j, n);
-              if (Cell::kCellState) c.store(at_.c[i] + j, n);
-              h.store((projected_ ? const_cast<T*>(at_.mid[i]) : at_.h[i]) + j, n);
-            }
-          }
-        });
+    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.h_prev, alive, all_zero,
+                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                    for (int m = 0; m < count; ++m) {
+                      const int64_t i = row + m;
+                      for (int u = 0; u < vectors; ++u, tile += kG * kWidth) {
+                        const int64_t j = op.shape.first_unit(panel) + u * kWidth;
+                        const int n = op.shape.valid(panel, u);
+                        V x[kG], r[kG], saved[kS], h, c;
+                        for (int g = 0; g < kG; ++g) {
+                          x[g] = V::load(at_.gates[i] + Cell::kSlot[g] * H_ + j, n);
+                          r[g] = V::load(tile + g * kWidth);
+                        }
+                        const V c_prev = Cell::kCellState ? V::load(at_.c_prev[i] + j, n) : V(T(0));
+                        const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : V(T(0));
+                        Cell::forward(x, r, h_prev, c_prev, saved, h, c);
+                        if (p_.reserve)
+                          for (int k = 0; k < kS; ++k) saved[k].store(at_.gates[i] + k * H_ + j, n);
+                        if (Cell::kCellState) c.store(at_.c[i] + j, n);
+                        h.store((projected_ ? const_cast<T*>(at_.mid[i]) : at_.h[i]) + j, n);
+                      }
+                    }
+                  });
   }
 
   void first_stage(int64_t alive, bool all_zero) {

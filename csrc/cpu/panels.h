@@ -178,8 +178,8 @@ void tile_in_place(const Operand<T, G, U>& operand, int64_t panel, int rows, con
     const int64_t unit = operand.shape.first_unit(panel) + u * kWidth;
     for (int g = 0; g < G; ++g) {
       const T* source = matrix.data + g * matrix.gate + unit * matrix.unit;
-      const V bias = operand.bias ? V::load(operand.bias + g * operand.bias_gate + unit, valid)
-                                  : V(T(0));
+      const V bias =
+          operand.bias ? V::load(operand.bias + g * operand.bias_gate + unit, valid) : V(T(0));
       for (int m = 0; m < rows; ++m) {
         T* out = tile + ((m * vectors + u) * G + g) * kWidth;
         if (matrix.unit == 1) {
@@ -194,7 +194,8 @@ void tile_in_place(const Operand<T, G, U>& operand, int64_t panel, int rows, con
           const T* row = source + v * matrix.unit;
           V sum(T(0));
           int64_t k = 0;
-          for (; k + kWidth <= depth; k += kWidth) sum = fma(V::load(a[m] + k), V::load(row + k), sum);
+          for (; k + kWidth <= depth; k += kWidth)
+            sum = fma(V::load(a[m] + k), V::load(row + k), sum);
           if (k < depth) {
             const int left = int(depth - k);
             sum = fma(V::load(a[m] + k, left), V::load(row + k, left), sum);
@@ -221,9 +222,15 @@ FASTRNN_FN void for_each_tile(const Operand<T, G, U>& operand, int64_t begin, in
     Compute compute = compute_tile<T, 4>;
     int64_t tile_rows = TileRows<4>::kRows;
     switch (vectors * G) {
-      case 1: compute = compute_tile<T, 1>, tile_rows = TileRows<1>::kRows; break;
-      case 2: compute = compute_tile<T, 2>, tile_rows = TileRows<2>::kRows; break;
-      case 3: compute = compute_tile<T, 3>, tile_rows = TileRows<3>::kRows; break;
+      case 1:
+        compute = compute_tile<T, 1>, tile_rows = TileRows<1>::kRows;
+        break;
+      case 2:
+        compute = compute_tile<T, 2>, tile_rows = TileRows<2>::kRows;
+        break;
+      case 3:
+        compute = compute_tile<T, 3>, tile_rows = TileRows<3>::kRows;
+        break;
     }
     const T* weights = operand.panels + panel * operand.shape.stride();
     for (int64_t i = 0; i < rows; i += tile_rows) {

@@ -12,13 +12,13 @@ constexpr int unit_vectors(int gates) { return gates >= 3 ? 1 : 4 / gates; }
 
 // Rates of one core, for choosing only: being off by two changes which of two close plans runs.
 struct Machine {
-  static constexpr double kFlops = 80e9;        // float32 multiply-adds count two
-  static constexpr double kNear = 90e9;         // bytes/s of weights from its own L2
-  static constexpr double kFar = 30e9;          // and from the shared cache or memory
-  static constexpr double kNearBytes = 700e3;   // what of a core's L2 weights may take
-  static constexpr double kBarrier = 0.4e-6;    // seconds for a team to meet
-  static constexpr double kFork = 4e-6;         // seconds to start and end a parallel region
-  static constexpr double kFullRows = 4;        // rows from which the arithmetic is at full rate
+  static constexpr double kFlops = 80e9;       // float32 multiply-adds count two
+  static constexpr double kNear = 90e9;        // bytes/s of weights from its own L2
+  static constexpr double kFar = 30e9;         // and from the shared cache or memory
+  static constexpr double kNearBytes = 700e3;  // what of a core's L2 weights may take
+  static constexpr double kBarrier = 0.4e-6;   // seconds for a team to meet
+  static constexpr double kFork = 4e-6;        // seconds to start and end a parallel region
+  static constexpr double kFullRows = 4;       // rows from which the arithmetic is at full rate
 };
 
 struct Plan {
@@ -36,7 +36,8 @@ inline Plan make_plan(const Sizes& sizes, int64_t weights, int stages, int64_t i
   const auto step_time = [&](double own_rows, double own_bytes) {
     const double padded = own_rows > Machine::kFullRows ? own_rows : Machine::kFullRows;
     const double flops = 2 * (own_bytes / sizeof(T)) * padded / (Machine::kFlops / scale);
-    const double load = own_bytes / (own_bytes < Machine::kNearBytes ? Machine::kNear : Machine::kFar);
+    const double load =
+        own_bytes / (own_bytes < Machine::kNearBytes ? Machine::kNear : Machine::kFar);
     return flops > load ? flops : load;
   };
   const int team = sizes.directions == 2 && threads > 1 ? (threads + 1) / 2 : threads;
@@ -48,8 +49,8 @@ inline Plan make_plan(const Sizes& sizes, int64_t weights, int stages, int64_t i
   const double product = share * 2 * weights * rows / team / (Machine::kFlops / scale);
   const double own_rows = double((int64_t(rows) + team - 1) / team);
   const double by_rows = step_time(own_rows, bytes) + product + fork;
-  const double by_units = step_time(rows, bytes / team) + product +
-                          (team > 1 ? stages * Machine::kBarrier : 0) + fork;
+  const double by_units =
+      step_time(rows, bytes / team) + product + (team > 1 ? stages * Machine::kBarrier : 0) + fork;
   const Split split = sizes.batch >= team && by_rows <= by_units ? Split::rows : Split::units;
   const double parallel = split == Split::rows ? by_rows : by_units;
   if (threads == 1 || serial <= parallel) return {1, Split::rows};

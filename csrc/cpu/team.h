@@ -1,9 +1,9 @@
 // Threads of one parallel region: a barrier between them and the split of the work.
 #pragma once
 
-#include "../core/platform.h"
-
 #include <sched.h>
+
+#include "../core/platform.h"
 
 #if defined(_OPENMP)
 #include <omp.h>

@@ -54,9 +54,7 @@ class Timeline {
   int64_t alive(int64_t t) const { return alive_ ? alive_[t] : sizes_.batch; }
   int64_t length(int64_t i) const { return length_ ? length_[i] : sizes_.steps; }
   int64_t batch_row(int64_t i) const { return order_ ? order_[i] : i; }
-  int64_t row(int64_t t, int64_t b) const {
-    return (offset_ ? offset_[t] : t * sizes_.batch) + b;
-  }
+  int64_t row(int64_t t, int64_t b) const { return (offset_ ? offset_[t] : t * sizes_.batch) + b; }
   bool reset(int64_t t, int64_t b) const {
     return sizes_.reset && sizes_.reset[t * sizes_.reset_step + b * sizes_.reset_row];
   }

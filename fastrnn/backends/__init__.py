@@ -151,7 +151,7 @@ def select(problem: Problem) -> Backend:
 
 
 def _choose(problem: Problem, only_differentiable: bool) -> Backend:
-    refusals = []
+    refusals: list[tuple[str, str]] = []
     for name, backend in _registry.items():
         verdict = _verdict(backend, problem)
         if verdict.ok and only_differentiable and not backend.differentiable:

@@ -23,8 +23,12 @@ _ISA_OF_ATEN = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
 
 
 @functools.cache
-def _load() -> tuple[ModuleType | None, str]:
-    """The extension, set to the target the environment asks for; or None and why."""
+def load() -> tuple[ModuleType | None, str]:
+    """The extension, set to the target the environment asks for; or None and why.
+
+    Raises:
+        ValueError: ``FASTRNN_ISA`` names a target that was not built or cannot run here.
+    """
     try:
         from .. import _C
     except ImportError as error:
@@ -33,7 +37,7 @@ def _load() -> tuple[ModuleType | None, str]:
     wanted, ceiling = _env.get("FASTRNN_ISA").lower(), _env.get("ATEN_CPU_CAPABILITY").lower()
     if wanted:
         if not _C.select_target(wanted):
-            return None, f"FASTRNN_ISA: expected one of {', '.join(usable)}, got {wanted!r}"
+            raise ValueError(f"FASTRNN_ISA: expected one of {', '.join(usable)}, got {wanted!r}")
     elif ceiling in _ISA_OF_ATEN and _ISA_OF_ATEN[ceiling] in usable:
         _C.select_target(_ISA_OF_ATEN[ceiling])
     return _C, f"{_C.active_target()} kernels"
@@ -66,7 +70,7 @@ class CpuBackend(FusedBackend):
     name = "cpu"
 
     def available(self) -> Verdict:
-        extension, reason = _load()
+        extension, reason = load()
         return Verdict(extension is not None, reason)
 
     def supports(self, problem: Problem) -> Verdict:
@@ -74,10 +78,10 @@ class CpuBackend(FusedBackend):
             return Verdict(False, f"runs on the CPU only, not on {problem.device.type}")
         if problem.dtype not in (torch.float32, torch.float64):
             return Verdict(False, f"float32 and float64 only, not {problem.dtype}")
-        return Verdict(True, _load()[1])
+        return Verdict(True, load()[1])
 
     def forward(self, problem: Problem, inputs: LayerInputs) -> LayerOutputs:
-        extension = _load()[0]
+        extension = load()[0]
         assert extension is not None
         x = inputs.x
         if x.stride(-1) != 1 or problem.packed:
@@ -115,7 +119,7 @@ class CpuBackend(FusedBackend):
         grads: Gradients,
         needs: Needs,
     ) -> LayerGrads:
-        extension = _load()[0]
+        extension = load()[0]
         assert extension is not None
         h0, c0 = _contiguous(inputs.h0), _contiguous(inputs.c0)
         weights = [weight.contiguous() for weight in inputs.weights]
@@ -244,34 +248,27 @@ class _Products:
     ) -> list[Tensor | None]:
         """Gradients of w_ih, w_hh, then b_ih, b_hh, then w_hr, where the layer has them."""
         da, h = self.da, self.hidden_size
-        recurrent_parts = [(slice(None), slice(None), h_prev)]
+        recurrent_parts = [(slice(None), h_prev)]
         if self.cell == "gru":
-            recurrent_parts = [(slice(None), slice(0, 3 * h), h_prev)]
+            recurrent_parts = [(slice(0, 3 * h), h_prev)]
         elif self.cell == "gru_reset_before":
             assert mid is not None
-            recurrent_parts = [
-                (slice(0, 2 * h), slice(0, 2 * h), h_prev),
-                (slice(2 * h, None), slice(2 * h, None), mid),
-            ]
-        gates = (3 if self.cell == "gru" else da.shape[1] // h) * h
+            recurrent_parts = [(slice(0, 2 * h), h_prev), (slice(2 * h, None), mid)]
         grads: list[Tensor | None] = [None] * len(needs)
         if needs[0]:
-            grads[0] = da.new_empty(gates, x.shape[1])
-            for rows, columns in self.input_parts:
-                torch.mm(da[:, columns].t(), x, out=grads[0][rows])
+            grads[0] = _stacked([_outer(da[:, columns], x) for _, columns in self.input_parts])
         if needs[1]:
-            grads[1] = da.new_empty(gates, h_prev.shape[1])
-            for rows, columns, state in recurrent_parts:
-                torch.mm(da[:, columns].t(), state, out=grads[1][rows])
+            grads[1] = _stacked([_outer(da[:, columns], s) for columns, s in recurrent_parts])
         if len(needs) >= 4 and (needs[2] or needs[3]):
             total = da.sum(0)
+            # Copies: the two gradients must not share memory.
             if needs[2]:
                 grads[2] = torch.cat([total[columns] for _, columns in self.input_parts])
             if needs[3]:
-                grads[3] = torch.cat([total[columns] for _, columns, _ in recurrent_parts])
+                grads[3] = torch.cat([total[columns] for columns, _ in recurrent_parts])
         if len(needs) in (3, 5) and needs[-1]:
             assert dh is not None and mid is not None
-            grads[-1] = torch.mm(dh.t(), mid)
+            grads[-1] = _outer(dh, mid).contiguous()
         return grads
 
     def input(self, w_ih: Tensor, out: Tensor, *, accumulate: bool) -> None:
@@ -282,3 +279,15 @@ class _Products:
             else:
                 torch.mm(self.da[:, columns], w_ih[rows], out=out)
             accumulate = True
+
+
+def _outer(da: Tensor, state: Tensor) -> Tensor:
+    """``sum over rows of da[row] state[row]^T``, as a view of a transposed matrix.
+
+    The product with the longer factor on the right is the faster one in torch (bench/NOTES.md).
+    """
+    return torch.mm(state.t(), da).t()
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)

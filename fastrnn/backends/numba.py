@@ -34,7 +34,7 @@ class NumbaBackend(FusedBackend):
         try:
             numba = importlib.import_module("numba")
         except ModuleNotFoundError as error:
-            return Verdict(False, f"{error.name} is not installed: pip install fastrnn[numba]")
+            return Verdict(False, f"{error.name} is not installed: pip install numba")
         except ImportError as error:
             return Verdict(False, f"numba cannot be imported: {error}")
         return Verdict(True, f"numba {numba.__version__}")
