@@ -23,13 +23,14 @@ class _Layer(torch.autograd.Function):
     """One layer around the kernels of a fused backend.
 
     Returns y and h_n, then c_n of a cell that has one, then the cell states when asked for.
-    ``problem`` is None while tracing, where the operators of ``ops`` stand for the backend.
+    ``served`` is the backend and the problem; None while tracing, where the operators of ``ops``
+    stand for them.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        problem: Problem | None,
+        served: tuple[FusedBackend, Problem] | None,
         cell: str,
         directions: int,
         keep_cell_states: bool,
@@ -42,12 +43,13 @@ class _Layer(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
-        if problem is None:
+        if served is None:
             outputs = ops.layer_forward(cell, *inputs, directions, keep_cell_states, True)
         else:
-            outputs = _fused(problem).forward(problem, inputs)
+            backend, problem = served
+            outputs = backend.forward(problem, inputs)
         y, h_n, c_n, cell_states, reserve = outputs
-        ctx.problem, ctx.cell = problem, cell
+        ctx.served, ctx.cell = served, cell
         ctx.directions, ctx.keep_cell_states = directions, keep_cell_states
         ctx.save_for_backward(
             cell_states, reserve, x, h0, c0, lengths, batch_sizes, reset, *weights
@@ -62,12 +64,12 @@ class _Layer(torch.autograd.Function):
         inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
         wanted = ctx.needs_input_grad
         needs = [*wanted[4:7], *wanted[10:]]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or (ctx.served is not None and _transformed(grad_outputs)):
             grads = _differentiable_backward(ctx, inputs, grad_outputs, needs)
         else:
             above = [grad.contiguous() for grad in grad_outputs]
             above_all = Gradients(*above, *[None] * (4 - len(above)))
-            if ctx.problem is None:
+            if ctx.served is None:
                 flat = ops.layer_backward(
                     ctx.cell,
                     *inputs,
@@ -80,8 +82,9 @@ class _Layer(torch.autograd.Function):
                 )
                 grads = [grad if need else None for grad, need in zip(flat, needs, strict=True)]
             else:
-                result = _fused(ctx.problem).backward(
-                    ctx.problem,
+                backend, problem = ctx.served
+                result = backend.backward(
+                    problem,
                     inputs,
                     cell_states,
                     reserve,
@@ -92,16 +95,18 @@ class _Layer(torch.autograd.Function):
         return (None, None, None, None, *grads[:3], None, None, None, *grads[3:])
 
 
-def _fused(problem: Problem) -> FusedBackend:
-    backend = backends.select(problem)
-    assert isinstance(backend, FusedBackend)
-    return backend
+def _transformed(grads: Sequence[Tensor]) -> bool:
+    """Whether gradients are of a transform's own kind, with no memory for a kernel to read.
+
+    Those of ``is_grads_batched`` have no storage, and no functorch level tells of them.
+    """
+    return backends.transformed() or not all(map(torch._C._has_storage, grads))
 
 
 def _differentiable_backward(
     ctx: Any, inputs: LayerInputs, grad_outputs: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The same gradients as a graph that can itself be differentiated.
+    """The same gradients by torch operations: differentiable again, and seen by transforms.
 
     The kernels' intermediate values would count as constants in a second derivative, so the layer
     is computed again with torch operations. The saved inputs are aliased first: an initial state
@@ -121,7 +126,9 @@ def _differentiable_backward(
         keep_cell_states=ctx.keep_cell_states,
         training=False,
     )
-    outputs = _reference().layer(problem, alias)
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs = _reference().layer(problem, alias)
     chosen = [outputs.y, outputs.h_n]
     if outputs.c_n is not None:
         chosen.append(outputs.c_n)
@@ -131,7 +138,7 @@ def _differentiable_backward(
     sources = [t for t, need in zip(everything, needs, strict=True) if need and t is not None]
     grads = iter(
         torch.autograd.grad(
-            chosen, sources, list(grad_outputs), create_graph=True, allow_unused=True
+            chosen, sources, list(grad_outputs), create_graph=create_graph, allow_unused=True
         )
     )
     return [next(grads) if need else None for need in needs]
@@ -148,8 +155,13 @@ def layer(
 ) -> LayerOutputs:
     """One layer, both of its directions, by whichever backend serves it.
 
-    The result has no reserve, and cell states only where they were asked for.
+    The result has no reserve, and cell states only where they were asked for. Under autocast the
+    layer runs in the dtype of its weights, states and accumulation included.
     """
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(inputs.x.device.type):
+        with torch.autocast(inputs.x.device.type, enabled=False):
+            inputs = _in_dtype_of_weights(inputs)
+            return layer(cell, inputs, directions=directions, keep_cell_states=keep_cell_states)
     needs_grad = _needs_grad(inputs)
     problem = Problem.of(
         cell,
@@ -169,7 +181,7 @@ def layer(
     x, h0, c0, weights, lengths, batch_sizes, reset = inputs
     if needs_grad:
         y, h_n, *rest = _Layer.apply(
-            None if traced else problem,
+            None if traced else (backend, problem),
             cell,
             directions,
             keep_cell_states,
@@ -190,6 +202,15 @@ def layer(
         rest[1] if keep_cell_states else None,
         None,
     )
+
+
+def _in_dtype_of_weights(inputs: LayerInputs) -> LayerInputs:
+    dtype = inputs.weights[0].dtype if inputs.weights else inputs.x.dtype
+
+    def cast(state: Tensor | None) -> Tensor | None:
+        return None if state is None else state.to(dtype)
+
+    return inputs._replace(x=inputs.x.to(dtype), h0=cast(inputs.h0), c0=cast(inputs.c0))
 
 
 def _needs_grad(inputs: LayerInputs) -> bool:

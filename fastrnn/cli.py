@@ -161,9 +161,8 @@ def _print(found: dict[str, Any]) -> None:
     for name, entry in found["backends"].items():
         check = entry.get("self_check")
         shown = "" if check is None else f"; self-check against reference: {check:.1e}"
-        print(
-            f"  {name:<10} {'usable' if entry['usable'] else 'NOT USABLE'}: {entry['reason']}{shown}"
-        )
+        state = "usable" if entry["usable"] else "NOT USABLE"
+        print(f"  {name:<10} {state}: {entry['reason']}{shown}")
 
 
 def main(arguments: list[str] | None = None) -> int:

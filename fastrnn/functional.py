@@ -201,6 +201,8 @@ def sequence(
         output, h_n, c_n (None for a cell without) and the cell states of each layer.
     """
     directions = 2 if bidirectional else 1
+    if reset is not None and not isinstance(reset, Tensor):
+        raise TypeError(f"reset: expected a tensor of torch.bool, got {type(reset).__name__}")
     packed = input if isinstance(input, PackedSequence) else None
     x = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(x, Tensor):
@@ -211,6 +213,7 @@ def sequence(
     batch_sizes = None
     if packed is not None:
         batch_sizes = packed.batch_sizes
+        x = _without_surplus(x, batch_sizes)
         if batch_first and reset is not None:
             reset = reset.transpose(0, 1)
         if packed.sorted_indices is not None:
@@ -305,13 +308,23 @@ def _add_batch(name: str, state: Tensor, rank: int) -> Tensor:
     return state.unsqueeze(1)
 
 
+def _without_surplus(data: Tensor, batch_sizes: Tensor) -> Tensor:
+    """Packed data without rows beyond the last step; torch ignores such rows too."""
+    if batch_sizes.is_meta or torch.compiler.is_compiling() or batch_sizes.dtype != torch.int64:
+        return data
+    total = int(batch_sizes.sum())
+    return data[:total] if 0 <= total < data.shape[0] else data
+
+
 def _as_lengths(lengths: Tensor | Sequence[int], unbatched: bool) -> Tensor:
     """Lengths as a Problem wants them: ``(B,)`` int64 on the CPU."""
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths)
-    if lengths.dtype in (torch.bool, torch.float16, torch.bfloat16) or (
-        lengths.is_floating_point() or lengths.is_complex()
-    ):
+        try:
+            lengths = torch.tensor(lengths)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"lengths: expected integers, got {lengths!r}") from error
+    integral = not (lengths.dtype == torch.bool or lengths.dtype.is_floating_point)
+    if (not integral or lengths.is_complex()) and lengths.numel():  # tensor([]) is of a float dtype
         raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
     if unbatched and lengths.dim() == 0:
         lengths = lengths.unsqueeze(0)

@@ -33,15 +33,6 @@ _library.define(
 )
 
 
-def _fused(problem: Problem) -> FusedBackend:
-    backend = backends.select(problem)
-    if not isinstance(backend, FusedBackend):
-        raise RuntimeError(
-            f"backend {backend.name!r} has no kernels of its own; call fastrnn.functional instead"
-        )
-    return backend
-
-
 def _problem(
     cell: str, inputs: LayerInputs, directions: int, keep_cell_states: bool, training: bool
 ) -> Problem:
@@ -52,6 +43,11 @@ def _problem(
         keep_cell_states=keep_cell_states,
         training=training,
     )
+
+
+def _forward_backend(problem: Problem) -> FusedBackend:
+    backend = backends.select(problem)
+    return backend if isinstance(backend, FusedBackend) else backends.select_fused(problem)
 
 
 def _filled(x: Tensor, outputs: LayerOutputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -76,7 +72,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
     problem = _problem(cell, inputs, directions, keep_cell_states, training)
-    return _filled(x, _fused(problem).forward(problem, inputs))
+    return _filled(x, _forward_backend(problem).forward(problem, inputs))
 
 
 def _forward_fake(
@@ -121,7 +117,9 @@ def _backward(
     problem = _problem(cell, inputs, directions, keep_cell_states, training=True)
     grads = Gradients(grad_y, grad_h_n, grad_c_n, grad_cell_states)
     needed = Needs(needs[0], needs[1], needs[2], needs[3:])
-    result = _fused(problem).backward(problem, inputs, cell_states, reserve, grads, needed)
+    result = backends.select_fused(problem).backward(
+        problem, inputs, cell_states, reserve, grads, needed
+    )
     flat = (result.x, result.h0, result.c0, *result.weights)
     return [x.new_empty(0) if grad is None else grad for grad in flat]
 

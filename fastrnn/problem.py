@@ -145,6 +145,8 @@ class Problem(NamedTuple):
         packed = batch_sizes is not None
         if x.dim() != (2 if packed else 3):
             raise RuntimeError(f"input: expected {2 if packed else 3} dimensions, got {x.dim()}")
+        if x.layout is not torch.strided:
+            raise RuntimeError(f"input: expected a dense tensor (torch.strided), got {x.layout}")
         if not x.dtype.is_floating_point and not x.dtype.is_complex:
             raise RuntimeError(f"input: expected a floating point dtype, got {x.dtype}")
 
@@ -166,7 +168,8 @@ class Problem(NamedTuple):
             output_size = w_hr.shape[0] if w_hr.dim() else 0
             if not 0 < output_size < hidden_size:
                 raise RuntimeError(
-                    f"weight_hr: expected 1 to {hidden_size - 1} rows, got shape {tuple(w_hr.shape)}"
+                    f"weight_hr: expected 1 to {hidden_size - 1} rows, "
+                    f"got shape {tuple(w_hr.shape)}"
                 )
 
         if batch_sizes is not None:
@@ -241,6 +244,8 @@ class Problem(NamedTuple):
                 )
 
     def _check_reset(self, reset: Tensor) -> None:
+        if not isinstance(reset, Tensor):
+            raise TypeError(f"reset: expected a tensor of torch.bool, got {type(reset).__name__}")
         if reset.dtype != torch.bool:
             raise TypeError(f"reset: expected dtype torch.bool, got {reset.dtype}")
         if reset.shape != (self.steps, self.batch):
@@ -274,7 +279,8 @@ def _check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
         )
     if lengths.shape != (batch,):
         raise RuntimeError(
-            f"lengths: expected shape {(batch,)}, one length for each row, got {tuple(lengths.shape)}"
+            f"lengths: expected shape {(batch,)}, one length for each row, "
+            f"got {tuple(lengths.shape)}"
         )
     if batch and _is_concrete(lengths):
         low, high = (int(bound) for bound in torch.aminmax(lengths))
@@ -289,7 +295,8 @@ def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> tuple[int, int]:
     """Number of steps and batch size of packed data."""
     if batch_sizes.dtype != torch.int64 or batch_sizes.device.type not in ("cpu", "meta"):
         raise RuntimeError(
-            f"batch_sizes: expected torch.int64 on the CPU, got {batch_sizes.dtype} on {batch_sizes.device}"
+            f"batch_sizes: expected torch.int64 on the CPU, "
+            f"got {batch_sizes.dtype} on {batch_sizes.device}"
         )
     if batch_sizes.dim() != 1:
         raise RuntimeError(f"batch_sizes: expected 1 dimension, got {batch_sizes.dim()}")

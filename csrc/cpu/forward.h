@@ -393,8 +393,8 @@ bool forward(const Forward<T>& args, int threads) {
                                  Cell::kGates * H * args.input, threads);
   // A chunk's gates should still be in the cache when the steps come to them.
   constexpr int64_t kChunkBytes = 512 << 10;
-  const int64_t step_bytes = (args.batch ? args.batch : 1) * width * int64_t(sizeof(T));
-  int64_t chunk_steps = kChunkBytes / step_bytes;
+  const int64_t step_bytes = args.batch * width * int64_t(sizeof(T));
+  int64_t chunk_steps = kChunkBytes / (step_bytes > 0 ? step_bytes : 1);
   if (chunk_steps < 1) chunk_steps = 1;
   if (chunk_steps > args.steps) chunk_steps = args.steps;
   const bool pack = args.rows >= kPackRows;

@@ -7,11 +7,12 @@ cannot serve then raises instead of going elsewhere.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
-from torch._C import _functorch, _is_any_autocast_enabled
+from torch._C import _functorch
+from torch.autograd import forward_ad
 
 from .. import _env
 from ..problem import Problem
@@ -41,11 +42,20 @@ __all__ = [
     "get",
     "register",
     "select",
+    "select_fused",
     "use_backend",
 ]
 
 _registry: dict[str, Backend] = {}
-_forced: ContextVar[str | None] = ContextVar("fastrnn_backend", default=None)
+
+
+class _Forced(threading.local):
+    """The backend this thread insists on. (Dynamo traces a thread-local, not a ContextVar.)"""
+
+    name: str | None = None
+
+
+_forced = _Forced()
 _from_environment: str | None = _env.get("FASTRNN_BACKEND") or None
 _chosen: dict[tuple[object, ...], Backend] = {}
 
@@ -98,11 +108,11 @@ def use_backend(name: str | None) -> Iterator[None]:
         verdict = get(name).available()
         if not verdict.ok:
             raise RuntimeError(f"backend {name!r} is not available: {verdict.reason}")
-    token = _forced.set(name)
+    before, _forced.name = _forced.name, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.name = before
 
 
 def _verdict(backend: Backend, problem: Problem) -> Verdict:
@@ -116,8 +126,8 @@ def candidates(problem: Problem) -> list[tuple[str, Verdict]]:
 
 
 def transformed() -> bool:
-    """Whether a functorch transform or autocast is on, which only torch operations see."""
-    return _functorch.maybe_current_level() is not None or bool(_is_any_autocast_enabled())
+    """Whether a functorch transform or forward-mode AD is on, which only torch operations see."""
+    return _functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def select(problem: Problem) -> Backend:
@@ -126,14 +136,15 @@ def select(problem: Problem) -> Backend:
     Raises:
         RuntimeError: the backend insisted on cannot serve it, with the reason.
     """
-    name = _forced.get() or _from_environment
+    name = _forced.name or _from_environment
     if name is not None:
         backend = get(name)
         verdict = _verdict(backend, problem)
         if not verdict.ok:
             raise RuntimeError(f"backend {name!r} cannot serve this call: {verdict.reason}")
         return backend
-    only_differentiable = transformed()
+    if transformed():
+        return _choose(problem, only_differentiable=True)
     key = (
         problem.cell.name,
         problem.dtype,
@@ -142,20 +153,37 @@ def select(problem: Problem) -> Backend:
         problem.lengths,
         problem.reset,
         problem.keep_cell_states,
-        only_differentiable,
     )
     chosen = _chosen.get(key)
     if chosen is None:
-        chosen = _chosen[key] = _choose(problem, only_differentiable)
+        chosen = _chosen[key] = _choose(problem, only_differentiable=False)
     return chosen
 
 
-def _choose(problem: Problem, only_differentiable: bool) -> Backend:
+def select_fused(problem: Problem) -> FusedBackend:
+    """The first backend with kernels of its own that serves a problem, whatever is insisted on.
+
+    For the backward of a call that such a backend served forward, when it is not known which.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    for backend in _registry.values():
+        if isinstance(backend, FusedBackend) and _verdict(backend, problem).ok:
+            return backend
+    raise RuntimeError(
+        "no backend with kernels of its own serves this call:\n" + _verdicts(problem)
+    )
+
+
+def _choose(problem: Problem, *, only_differentiable: bool) -> Backend:
     refusals: list[tuple[str, str]] = []
     for name, backend in _registry.items():
         verdict = _verdict(backend, problem)
         if verdict.ok and only_differentiable and not backend.differentiable:
-            verdict = Verdict(False, "not made of torch operations (functorch or autocast is on)")
+            verdict = Verdict(
+                False, "not made of torch operations (a functorch transform or forward mode is on)"
+            )
         if verdict.ok:
             _env.logger.info(
                 "%s %s on %s: served by %r%s",
@@ -173,11 +201,15 @@ def _choose(problem: Problem, only_differentiable: bool) -> Backend:
 def explain(problem: Problem) -> str:
     """Which backend serves a problem, and what the others say, as text."""
     serving = select(problem).name
-    lines = [f"{problem.cell.name}, {problem.dtype}, {problem.device}: served by {serving!r}"]
-    for name, verdict in candidates(problem):
-        mark = "can" if verdict.ok else "cannot"
-        lines.append(f"  {name:<10} {mark}: {verdict.reason}")
-    return "\n".join(lines)
+    head = f"{problem.cell.name}, {problem.dtype}, {problem.device}: served by {serving!r}"
+    return f"{head}\n{_verdicts(problem)}"
+
+
+def _verdicts(problem: Problem) -> str:
+    return "\n".join(
+        f"  {name:<10} {'can' if verdict.ok else 'cannot'}: {verdict.reason}"
+        for name, verdict in candidates(problem)
+    )
 
 
 for _backend in (CpuBackend(), NumbaBackend(), TorchBackend(), ReferenceBackend()):

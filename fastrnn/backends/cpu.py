@@ -267,7 +267,8 @@ class _Products:
             if needs[3]:
                 grads[3] = torch.cat([total[columns] for columns, _ in recurrent_parts])
         if len(needs) in (3, 5) and needs[-1]:
-            assert dh is not None and mid is not None
+            assert dh is not None
+            assert mid is not None
             grads[-1] = _outer(dh, mid).contiguous()
         return grads
 

@@ -7,12 +7,15 @@ backend served is torch's, not ours.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, _VF
+from torch import _VF, Tensor
+from torch.autograd import forward_ad
 
 from ..problem import LayerInputs, LayerOutputs, Problem
 from .base import DifferentiableBackend, Verdict
 
-_FUNCTIONS = {name: getattr(_VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+_NAMES = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_FUNCTIONS = {name: getattr(_VF, name) for name in _NAMES}
+_STEPS = {name: getattr(_VF, f"{name}_cell") for name in _NAMES}
 
 
 class TorchBackend(DifferentiableBackend):
@@ -28,7 +31,8 @@ class TorchBackend(DifferentiableBackend):
             if getattr(problem, option):
                 return Verdict(False, f"torch.nn has no {option.removeprefix('keep_')}")
         # torch has batching and forward-mode rules for the steps, not for the whole sequence.
-        if any(level != "Grad" for level in _functorch_levels()):
+        forward_mode = forward_ad._current_level >= 0
+        if forward_mode or any(level != "Grad" for level in _functorch_levels()):
             return Verdict(False, "torch.nn has no rule for vmap and forward mode")
         return Verdict(True, "whatever torch.nn offers")
 
@@ -42,6 +46,12 @@ class TorchBackend(DifferentiableBackend):
         hx: Tensor | tuple[Tensor, Tensor] = h0
         if cell.has_cell_state:
             hx = (h0, zeros(problem.hidden_size) if inputs.c0 is None else inputs.c0)
+        if (
+            problem.steps == 1
+            and problem.directions == 1
+            and not (problem.packed or problem.projected)
+        ):
+            return self._step(problem, inputs, hx)
         batch = () if inputs.batch_sizes is None else (inputs.batch_sizes,)
         bidirectional = problem.directions == 2
         options = (problem.bias, 1, 0.0, False, bidirectional)
@@ -49,6 +59,18 @@ class TorchBackend(DifferentiableBackend):
         function = _FUNCTIONS[str(cell.torch_name)]
         y, h_n, *c_n = function(x, *batch, hx, list(inputs.weights), *options, *layout)
         return LayerOutputs(y, h_n, c_n[0] if c_n else None, None, None)
+
+    def _step(
+        self, problem: Problem, inputs: LayerInputs, hx: Tensor | tuple[Tensor, Tensor]
+    ) -> LayerOutputs:
+        """One step by torch's cell, which costs a third of its sequence function."""
+        step = _STEPS[str(problem.cell.torch_name)]
+        weights = list(inputs.weights) + [None] * (4 - len(inputs.weights))
+        if isinstance(hx, tuple):
+            h, c = step(inputs.x[0], [hx[0][0], hx[1][0]], *weights)
+            return LayerOutputs(h.unsqueeze(0), h.unsqueeze(0).clone(), c.unsqueeze(0), None, None)
+        h = step(inputs.x[0], hx[0], *weights)
+        return LayerOutputs(h.unsqueeze(0), h.unsqueeze(0).clone(), None, None, None)
 
 
 def _functorch_levels() -> list[str]:
