@@ -113,21 +113,21 @@ def _differentiable_backward(
     may itself depend on the weights, and differentiating with respect to both must not follow
     that path.
     """
-    alias = inputs._replace(
-        x=inputs.x.view_as(inputs.x),
-        h0=None if inputs.h0 is None else inputs.h0.view_as(inputs.h0),
-        c0=None if inputs.c0 is None else inputs.c0.view_as(inputs.c0),
-        weights=[weight.view_as(weight) for weight in inputs.weights],
-    )
-    problem = Problem.of(
-        ctx.cell,
-        alias,
-        directions=ctx.directions,
-        keep_cell_states=ctx.keep_cell_states,
-        training=False,
-    )
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
+        alias = inputs._replace(
+            x=inputs.x.view_as(inputs.x),
+            h0=None if inputs.h0 is None else inputs.h0.view_as(inputs.h0),
+            c0=None if inputs.c0 is None else inputs.c0.view_as(inputs.c0),
+            weights=[weight.view_as(weight) for weight in inputs.weights],
+        )
+        problem = Problem.of(
+            ctx.cell,
+            alias,
+            directions=ctx.directions,
+            keep_cell_states=ctx.keep_cell_states,
+            training=False,
+        )
         outputs = _reference().layer(problem, alias)
     chosen = [outputs.y, outputs.h_n]
     if outputs.c_n is not None:
