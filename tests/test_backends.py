@@ -1,0 +1,452 @@
+"""The registry: who serves a call, who refuses and why, and how to insist."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import cases
+import pytest
+import torch
+from cases import ALL_CELLS, BACKENDS, Case, arguments, check, results
+
+import fastrnn
+from fastrnn import backends
+from fastrnn.backends import Backend, DifferentiableBackend, FusedBackend, Verdict
+from fastrnn.backends.reference import ReferenceBackend
+from fastrnn.problem import LayerInputs, LayerOutputs, Problem
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry of its own for a test that registers."""
+    monkeypatch.setattr(backends, "_registry", backends.backends())
+    monkeypatch.setattr(backends, "_chosen", {})
+
+
+class Spy(ReferenceBackend):
+    """The reference, under another name, counting what it serves."""
+
+    name = "spy"
+
+    def __init__(self) -> None:
+        self.served: list[Problem] = []
+
+    def layer(self, problem: Problem, inputs: LayerInputs) -> LayerOutputs:
+        self.served.append(problem)
+        return super().layer(problem, inputs)
+
+
+def problem(cell: str = "lstm", dtype: torch.dtype = torch.float32, **options: Any) -> Problem:
+    a = arguments(Case(cell, dtype, **options))
+    inputs = LayerInputs(a.x, a.h0, a.c0, list(a.weights.values()), a.lengths, None, a.reset)
+    return Problem.of(cell, inputs, directions=1, keep_cell_states=False, training=False)
+
+
+# What is there.
+
+
+def test_order() -> None:
+    """Kernels first, the oracle last."""
+    assert list(backends.backends()) == ["cpu", "numba", "torch", "reference"]
+
+
+def test_kinds() -> None:
+    for name, backend in backends.backends().items():
+        assert backends.get(name) is backend
+        assert backend.name == name
+        assert isinstance(backend, FusedBackend | DifferentiableBackend)
+        assert backend.differentiable == isinstance(backend, DifferentiableBackend)
+
+
+def test_cpu_is_there_where_it_was_built() -> None:
+    """An install with the extension has a ``cpu`` that works, one without says what is missing."""
+    verdict = backends.get("cpu").available()
+    assert verdict.ok == (importlib.util.find_spec("fastrnn._C") is not None) == cases.NATIVE
+    assert verdict.ok or "extension" in verdict.reason
+
+
+@pytest.mark.parametrize("name", ["numba", "torch", "reference"])
+def test_others_are_always_there(name: str) -> None:
+    assert backends.get(name).available().ok
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_kernels_serve_every_option(cell: str, dtype: torch.dtype, backend: str) -> None:
+    for options in ({}, {"lengths": "random"}, {"reset": "random"}, {"bias": False}):
+        assert backends.get(backend).supports(problem(cell, dtype, **options)).ok
+
+
+@pytest.mark.parametrize("name", ["cpu", "numba"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64], ids=str)
+def test_kernels_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    verdict = backends.get(name).supports(problem(dtype=dtype))
+    assert not verdict.ok
+    assert "float32 and float64" in verdict.reason
+    assert str(dtype).removeprefix("torch.") in verdict.reason
+
+
+@pytest.mark.parametrize("name", ["cpu", "numba"])
+def test_kernels_refuse_other_devices(name: str) -> None:
+    a = arguments(Case("gru")).map(lambda tensor: tensor.to("meta"))
+    inputs = LayerInputs(a.x, a.h0, a.c0, list(a.weights.values()), None, None, None)
+    there = Problem.of("gru", inputs, directions=1, keep_cell_states=False, training=False)
+    verdict = backends.get(name).supports(there)
+    assert not verdict.ok
+    assert "meta" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("cell", "options", "reason"),
+    [
+        ("rnn_sigmoid", {}, "torch.nn has no rnn_sigmoid"),
+        ("rnn_identity", {}, "torch.nn has no rnn_identity"),
+        ("gru_reset_before", {}, "torch.nn has no gru_reset_before"),
+        ("gru", {"lengths": "random"}, "torch.nn has no lengths"),
+        ("gru", {"reset": "random"}, "torch.nn has no reset"),
+    ],
+)
+def test_torch_refuses_what_it_lacks(cell: str, options: dict[str, Any], reason: str) -> None:
+    assert backends.get("torch").supports(problem(cell, **options)) == (False, reason)
+
+
+def test_torch_refuses_cell_states() -> None:
+    a = arguments(Case("lstm"))
+    inputs = LayerInputs(a.x, a.h0, a.c0, list(a.weights.values()), None, None, None)
+    asked = Problem.of("lstm", inputs, directions=1, keep_cell_states=True, training=False)
+    assert backends.get("torch").supports(asked) == (False, "torch.nn has no cell_states")
+
+
+# The automatic choice.
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_kernels_are_chosen(cell: str, dtype: torch.dtype) -> None:
+    assert backends.select(problem(cell, dtype)).name == BACKENDS[0]
+    assert backends.select(problem(cell, dtype, lengths="random")).name == BACKENDS[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64], ids=str)
+def test_other_dtypes_go_to_torch_or_reference(dtype: torch.dtype) -> None:
+    assert backends.select(problem(dtype=dtype)).name == "torch"
+    assert backends.select(problem(dtype=dtype, reset="random")).name == "reference"
+    assert backends.select(problem("gru_reset_before", dtype)).name == "reference"
+
+
+def test_other_devices_go_to_torch() -> None:
+    """Meta tensors, shapes only, as torch.nn computes them."""
+    for cell in cases.TORCH_CELLS:
+        case = Case(cell, torch.float32, layers=2, bidirectional=True)
+        a = arguments(case).map(lambda tensor: tensor.to("meta"))
+        outputs = cases.fastrnn_forward(a)
+        for name, output in cases.torch_forward(arguments(case)).items():
+            assert outputs[name].is_meta
+            assert outputs[name].shape == output.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cell", cases.TORCH_CELLS)
+def test_low_precision_equals_torch(cell: str, dtype: torch.dtype) -> None:
+    """What torch serves is torch's to the bit, gradients included."""
+    a = arguments(Case(cell, dtype, bidirectional=True))
+    expected = results(a, cases.torch_forward)
+    for name, result in results(a).items():
+        assert torch.equal(result, expected[name])
+
+
+def test_autocast_goes_to_torch_operations() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert backends.select(problem()).name == "torch"
+        assert backends.select(problem(reset="random")).name == "reference"
+    assert backends.select(problem()).name == BACKENDS[0]
+
+
+def test_transforms_choose_each_time() -> None:
+    """The choice inside one functorch transform is not remembered for another."""
+    case = Case("gru", steps=2)
+    a = arguments(case)
+
+    def output(x: torch.Tensor) -> torch.Tensor:
+        return cases.fastrnn_forward(a.with_tensors(a.differentiable() | {"x": x}))["output"]
+
+    expected = output(a.x)
+    torch.func.grad(lambda x: output(x).sum())(a.x)
+    batched = torch.func.vmap(output)(a.x.expand(2, *a.x.shape))
+    check({"output": batched[1]}, {"output": expected}, case)
+    torch.func.grad(lambda x: output(x).sum())(a.x)
+    assert backends.select(problem("gru")).name == BACKENDS[0]
+
+
+def test_autocast_in_backward() -> None:
+    """Backward inside autocast of a forward outside it: the kernels that began also finish."""
+    a = arguments(Case("lstm", torch.float32))
+    expected = results(a)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in a.differentiable().items()}
+    outputs = cases.fastrnn_forward(a.with_tensors(leaves))
+    grads = list(cases.upstream(outputs, a.case).values())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(list(outputs.values()), list(leaves.values()), grads)
+    check(
+        {f"grad {name}": grad for name, grad in zip(leaves, found, strict=True)},
+        {name: grad for name, grad in expected.items() if name.startswith("grad")},
+        a.case,
+    )
+
+
+# Insisting on one.
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "torch", "reference"])
+def test_use_backend(backend: str) -> None:
+    a = arguments(Case("lstm"))
+    with fastrnn.use_backend(backend):
+        assert backends.select(problem()).name == backend
+        inside = cases.fastrnn_forward(a)
+    assert backends.select(problem()).name == BACKENDS[0]
+    check(inside, cases.fastrnn_forward(a), a.case)
+
+
+def test_use_backend_nests() -> None:
+    with fastrnn.use_backend("reference"):
+        with fastrnn.use_backend("numba"):
+            assert backends.select(problem()).name == "numba"
+            with fastrnn.use_backend(None):
+                assert backends.select(problem()).name == BACKENDS[0]
+            assert backends.select(problem()).name == "numba"
+        assert backends.select(problem()).name == "reference"
+
+
+def test_use_backend_ends_with_an_exception() -> None:
+    with pytest.raises(KeyError), fastrnn.use_backend("reference"):
+        raise KeyError
+    assert backends.select(problem()).name == BACKENDS[0]
+
+
+def test_use_backend_is_of_one_thread() -> None:
+    seen = []
+    with fastrnn.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backends.select(problem()).name))
+        thread.start()
+        thread.join()
+    assert seen == [BACKENDS[0]]
+
+
+def test_use_backend_unknown() -> None:
+    known = "cpu, numba, torch, reference"
+    with (
+        pytest.raises(ValueError, match=rf"^backend: expected one of {known}, got 'mkl'$"),
+        fastrnn.use_backend("mkl"),
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"^backend: expected one of"):
+        backends.get("mkl")
+
+
+def test_use_backend_unavailable(registry: None) -> None:
+    class Broken(Spy):
+        name = "broken"
+
+        def available(self) -> Verdict:
+            return Verdict(False, "no such machine")
+
+    backends.register(Broken())
+    with (
+        pytest.raises(RuntimeError, match=r"^backend 'broken' is not available: no such machine$"),
+        fastrnn.use_backend("broken"),
+    ):
+        pass
+
+
+def test_insisting_on_one_that_cannot() -> None:
+    expected = r"^backend 'torch' cannot serve this call: torch.nn has no reset$"
+    with fastrnn.use_backend("torch"), pytest.raises(RuntimeError, match=expected):
+        cases.fastrnn_forward(arguments(Case("gru", reset="random")))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_insisting_on_kernels_inside_a_transform(backend: str) -> None:
+    """An error that says why, or the right answer; never a wrong one."""
+    a = arguments(Case("gru", steps=2))
+
+    def output(x: torch.Tensor) -> torch.Tensor:
+        return cases.fastrnn_forward(a.with_tensors(a.differentiable() | {"x": x}))["output"]
+
+    with (
+        fastrnn.use_backend(backend),
+        pytest.raises(
+            RuntimeError, match=rf"^backend '{backend}' cannot serve this call: .*functorch"
+        ),
+    ):
+        torch.func.vmap(output)(a.x.expand(2, *a.x.shape))
+
+
+@pytest.mark.parametrize("inside", ["torch", "reference"])
+def test_insisting_during_backward_only(inside: str) -> None:
+    """A backward of kernels inside ``use_backend`` of torch operations still has its gradients."""
+    a = arguments(Case("lstm"))
+    expected = results(a)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in a.differentiable().items()}
+    outputs = cases.fastrnn_forward(a.with_tensors(leaves))
+    grads = list(cases.upstream(outputs, a.case).values())
+    with fastrnn.use_backend(inside):
+        found = torch.autograd.grad(list(outputs.values()), list(leaves.values()), grads)
+    for name, grad in zip(leaves, found, strict=True):
+        assert torch.equal(grad, expected[f"grad {name}"])
+
+
+# Registering another.
+
+
+def test_register(registry: None) -> None:
+    spy = Spy()
+    backends.register(spy)
+    assert list(backends.backends()) == ["cpu", "numba", "torch", "reference", "spy"]
+    backends.register(spy, before="cpu")
+    assert list(backends.backends()) == ["spy", "cpu", "numba", "torch", "reference"]
+    case = Case("gru", layers=2)
+    cases.fastrnn_forward(arguments(case))
+    assert [each.hidden_size for each in spy.served] == [case.hidden_size] * 2
+
+
+def test_register_is_seen_by_calls_made_before(registry: None) -> None:
+    """A choice made once is not kept beyond a change of the registry."""
+    assert backends.select(problem()).name == BACKENDS[0]
+    backends.register(Spy(), before=BACKENDS[0])
+    assert backends.select(problem()).name == "spy"
+
+
+def test_register_before_unknown(registry: None) -> None:
+    known = "cpu, numba, torch, reference"
+    with pytest.raises(ValueError, match=rf"^before: expected one of {known}, got 'mkl'$"):
+        backends.register(Spy(), before="mkl")
+
+
+def test_backends_is_a_copy() -> None:
+    backends.backends().clear()
+    assert "cpu" in backends.backends()
+
+
+def test_nobody_serves(registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(Spy):
+        name = "refusing"
+
+        def supports(self, problem: Problem) -> Verdict:
+            return Verdict(False, "not today")
+
+    monkeypatch.setattr(backends, "_registry", {"refusing": Refusing()})
+    with pytest.raises(RuntimeError, match=r"^no backend: refusing: not today$"):
+        backends.select(problem())
+
+
+def test_interface_is_abstract() -> None:
+    for kind in (Backend, DifferentiableBackend, FusedBackend):
+        with pytest.raises(TypeError, match="abstract"):
+            kind()  # type: ignore[abstract]
+
+
+# Saying so.
+
+
+def test_explain() -> None:
+    text = fastrnn.explain(problem("lstm", torch.float32, reset="random"))
+    first, *lines = text.splitlines()
+    assert first == f"lstm, torch.float32, cpu: served by '{BACKENDS[0]}'"
+    verdicts = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+    assert list(verdicts) == list(backends.backends())
+    assert verdicts["torch"] == "cannot: torch.nn has no reset"
+    assert verdicts["reference"].startswith("can: ")
+    assert verdicts[BACKENDS[0]].startswith("can: ")
+
+
+def test_explain_follows_use_backend() -> None:
+    with fastrnn.use_backend("reference"):
+        assert "served by 'reference'" in fastrnn.explain(problem())
+
+
+def test_candidates() -> None:
+    found = dict(backends.candidates(problem("rnn_sigmoid", torch.float16)))
+    assert list(found) == list(backends.backends())
+    assert [name for name, verdict in found.items() if verdict.ok] == ["reference"]
+    assert all(verdict.reason for verdict in found.values())
+
+
+def test_choice_is_logged_once(registry: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="fastrnn")
+    for _ in range(3):
+        backends.select(problem("gru", torch.float16, reset="random"))
+    messages = [r.getMessage() for r in caplog.records if "served by" in r.getMessage()]
+    assert len(messages) == 1
+    assert messages[0].startswith("gru float16 on cpu: served by 'reference'; cpu: ")
+    assert "torch: torch.nn has no reset" in messages[0]
+
+
+# The environment, read by a fresh process.
+
+PROGRAM = """
+import torch, fastrnn
+weights = [torch.zeros(4, 3), torch.zeros(4, 4)]
+y, h_n = fastrnn.functional.rnn(torch.zeros(2, 1, 3), weights)
+print(tuple(y.shape))
+"""
+
+
+def run(**environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FASTRNN_")}
+    command = [sys.executable, "-c", PROGRAM]
+    return subprocess.run(command, env=clean | environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "torch", "reference"])
+def test_backend_from_environment(backend: str) -> None:
+    finished = run(FASTRNN_BACKEND=backend)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == "(2, 1, 4)\n"
+
+
+def test_automatic_choice_is_logged_to_stderr() -> None:
+    finished = run(FASTRNN_LOG="info")
+    assert f"fastrnn INFO: rnn_tanh float32 on cpu: served by '{BACKENDS[0]}'" in finished.stderr
+    assert not run().stderr
+
+
+def test_bad_log_level_is_not_fatal() -> None:
+    finished = run(FASTRNN_LOG="loud")
+    assert finished.returncode == 0, finished.stderr
+    assert "FASTRNN_LOG='loud' is not a log level" in finished.stderr
+
+
+def test_unknown_backend_in_environment() -> None:
+    finished = run(FASTRNN_BACKEND="mkl")
+    assert finished.returncode == 1
+    known = "cpu, numba, torch, reference"
+    assert f"ValueError: backend: expected one of {known}, got 'mkl'" in finished.stderr
+
+
+def test_use_backend_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_from_environment", "torch")
+    assert backends.select(problem()).name == "torch"
+    with fastrnn.use_backend("reference"):
+        assert backends.select(problem()).name == "reference"
+
+
+def test_unavailable_backend_in_environment(
+    registry: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Spy):
+        name = "broken"
+
+        def available(self) -> Verdict:
+            return Verdict(False, "no such machine")
+
+    backends.register(Broken())
+    monkeypatch.setattr(backends, "_from_environment", "broken")
+    with pytest.raises(RuntimeError, match=r"'broken' cannot serve this call: no such machine"):
+        backends.select(problem())
