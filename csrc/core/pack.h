@@ -82,14 +82,6 @@ struct Pack {
 #endif
     }
   }
-
-  FASTRNN_FN T sum() const {
-    T total[kWidth];
-    store(total);
-    for (int half = kWidth / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) total[i] += total[i + half];
-    return total[0];
-  }
 };
 
 template <class T>

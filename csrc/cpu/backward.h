@@ -382,31 +382,35 @@ bool backward(const Backward<T>& args, int threads) {
   const bool projected = args.weights[0].w_hr != nullptr;
   const Plan plan =
       make_plan<T>(args, Cell::kGates * H * R, 1 + Cell::kTwoStage + projected, 0, threads);
-  char* memory = nullptr;
-  for (int pass = 0; pass < 2; ++pass) {
-    Arena arena(memory);
-    const Timeline timeline(args, arena);
-    BackwardShared<Cell, T> shared[2];
+  const auto prepare = [&](Arena& arena, BackwardShared<Cell, T>* shared) {
     for (int d = 0; d < args.directions; ++d) shared[d].set_up(args, d, arena);
-    const int64_t before = arena.used();
-    const BackwardPointers<T> measured(args.batch, arena);
-    const int64_t per_thread = arena.used() - before;
-    if (pass == 0) {
-      memory = (char*)aligned_alloc(64, before + per_thread * plan.threads + 64);
-      if (!memory) return false;
-      continue;
-    }
-    Barrier barriers[2];
+    return arena.used();
+  };
+  BackwardShared<Cell, T> shared[2];
+  Arena measured(nullptr);
+  Timeline(args, measured);
+  const int64_t common = prepare(measured, shared);
+  BackwardPointers<T>(args.batch, measured);
+  const int64_t per_thread = measured.used() - common;
+
+  const Workspace workspace(common + per_thread * plan.threads);
+  if (!workspace.data()) return false;
+  const int64_t values = args.rows * args.directions * int64_t(sizeof(T));
+  prefer_huge_pages(args.da, values * Cell::kSaved * H);
+  prefer_huge_pages(args.h_prev, values * R);
+
+  Arena arena(workspace.data());
+  const Timeline timeline(args, arena);
+  prepare(arena, shared);
+  Barrier barriers[2];
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
-    {
-      Arena own(memory + before + per_thread * thread_rank());
-      const BackwardPointers<T> pointers(args.batch, own);
-      const Assignment job = assign(args.directions, thread_rank(), team_size(), barriers);
-      for (int d = job.first_direction; d <= job.last_direction; ++d)
-        BackwardPass<Cell, T>(args, d, timeline, shared[d], pointers, plan.split, job.team).run();
-    }
+  {
+    Arena own(workspace.data() + common + per_thread * thread_rank());
+    const BackwardPointers<T> pointers(args.batch, own);
+    const Assignment job = assign(args.directions, thread_rank(), team_size(), barriers);
+    for (int d = job.first_direction; d <= job.last_direction; ++d)
+      BackwardPass<Cell, T>(args, d, timeline, shared[d], pointers, plan.split, job.team).run();
   }
-  free(memory);
   return true;
 }
 

@@ -17,9 +17,6 @@
 
 FASTRNN_NAMESPACE_BEGIN
 
-// Below this many rows in all, packing weights costs more than it saves.
-constexpr int64_t kPackRows = 6;
-
 template <class Cell>
 struct StageShape {
   // Gates of the product with h; a cell in two stages has its candidate in a second product.
@@ -397,40 +394,43 @@ bool forward(const Forward<T>& args, int threads) {
   int64_t chunk_steps = kChunkBytes / (step_bytes > 0 ? step_bytes : 1);
   if (chunk_steps < 1) chunk_steps = 1;
   if (chunk_steps > args.steps) chunk_steps = args.steps;
-  const bool pack = args.rows >= kPackRows;
+  const bool pack = packing_pays(args.rows, R > args.input ? R : args.input);
 
-  char* memory = nullptr;
-  bool done = false;
-  // Measures, allocates, then runs.
-  for (int pass = 0; pass < 2; ++pass) {
-    Arena arena(memory);
-    const Timeline timeline(args, arena);
-    ForwardShared<Cell, T> shared[2];
+  const auto prepare = [&](Arena& arena, ForwardShared<Cell, T>* shared) {
     for (int d = 0; d < args.directions; ++d) shared[d].set_up(args, d, chunk_steps, pack, arena);
-    const int64_t before = arena.used();
-    const ForwardPointers<T> measured(args.batch, chunk_steps * args.batch, arena);
-    const int64_t per_thread = arena.used() - before;
-    if (pass == 0) {
-      memory = (char*)aligned_alloc(64, before + per_thread * plan.threads + 64);
-      if (!memory) return false;
-      continue;
-    }
-    Barrier barriers[2];
+    return arena.used();
+  };
+  const int64_t chunk_rows = chunk_steps * args.batch;
+  ForwardShared<Cell, T> shared[2];
+  Arena measured(nullptr);
+  Timeline(args, measured);
+  const int64_t common = prepare(measured, shared);
+  ForwardPointers<T>(args.batch, chunk_rows, measured);
+  const int64_t per_thread = measured.used() - common;
+
+  const Workspace workspace(common + per_thread * plan.threads);
+  if (!workspace.data()) return false;
+  const int64_t values = args.rows * args.directions * int64_t(sizeof(T));
+  prefer_huge_pages(args.y, values * R);
+  if (args.cell_states) prefer_huge_pages(args.cell_states, values * H);
+  if (args.reserve) prefer_huge_pages(args.reserve, values * width);
+
+  Arena arena(workspace.data());
+  const Timeline timeline(args, arena);
+  prepare(arena, shared);
+  Barrier barriers[2];
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
-    {
-      const int rank = thread_rank(), size = team_size();
-      Arena own(memory + before + per_thread * rank);
-      const ForwardPointers<T> pointers(args.batch, chunk_steps * args.batch, own);
-      const Assignment job = assign(args.directions, rank, size, barriers);
-      for (int d = job.first_direction; d <= job.last_direction; ++d)
-        ForwardPass<Cell, T>(args, d, timeline, shared[d], pointers, plan.split, job.team,
-                             chunk_steps)
-            .run();
-    }
-    done = true;
+  {
+    const int rank = thread_rank(), size = team_size();
+    Arena own(workspace.data() + common + per_thread * rank);
+    const ForwardPointers<T> pointers(args.batch, chunk_rows, own);
+    const Assignment job = assign(args.directions, rank, size, barriers);
+    for (int d = job.first_direction; d <= job.last_direction; ++d)
+      ForwardPass<Cell, T>(args, d, timeline, shared[d], pointers, plan.split, job.team,
+                           chunk_steps)
+          .run();
   }
-  free(memory);
-  return done;
+  return true;
 }
 
 FASTRNN_NAMESPACE_END

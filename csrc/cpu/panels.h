@@ -10,7 +10,7 @@
 // results do not depend on how rows are split over threads.
 #pragma once
 
-#include "../core/pack.h"
+#include "dot.h"
 
 FASTRNN_NAMESPACE_BEGIN
 
@@ -52,8 +52,8 @@ struct PanelShape {
   int64_t size() const { return panels() * stride(); }
 };
 
-// Where the values of a matrix to be packed are: gate g, unit j, input k at
-// data[g * gate + j * unit + k * input].
+// Where the values of a matrix are: gate g, unit j, input k at
+// data[g * gate + j * unit + k * input]. Either unit or input is 1.
 template <class T>
 struct MatrixView {
   const T* data;
@@ -64,7 +64,6 @@ template <class T, int G, int U>
 void pack_panel(const PanelShape<T, G, U>& shape, int64_t panel, const MatrixView<T>& matrix,
                 const T* bias, int64_t bias_gate, T* out) {
   constexpr int kWidth = Pack<T>::kWidth;
-  constexpr int64_t kBlock = 16;
   const int vectors = shape.vectors(panel);
   const int64_t row = int64_t(vectors) * G * kWidth;
   for (int u = 0; u < vectors; ++u) {
@@ -81,17 +80,16 @@ void pack_panel(const PanelShape<T, G, U>& shape, int64_t panel, const MatrixVie
           Pack<T>::load(source + k * matrix.input, valid).store(column + k * row);
         continue;
       }
-      // Transposed: a block of inputs at a time, so that both sides stay in the cache.
-      for (int64_t k0 = 0; k0 < shape.depth; k0 += kBlock) {
-        const int64_t k1 = k0 + kBlock < shape.depth ? k0 + kBlock : shape.depth;
-        for (int v = 0; v < kWidth; ++v) {
-          if (v < valid) {
-            for (int64_t k = k0; k < k1; ++k)
-              column[k * row + v] = source[v * matrix.unit + k * matrix.input];
-          } else {
-            for (int64_t k = k0; k < k1; ++k) column[k * row + v] = T(0);
-          }
-        }
+      // Inputs are adjacent: square after square, transposed.
+      for (int64_t k = 0; k < shape.depth; k += kWidth) {
+        const int64_t left = shape.depth - k;
+        const int inputs = left < kWidth ? int(left) : kWidth;
+        Pack<T> square[kWidth];
+        for (int v = 0; v < kWidth; ++v)
+          square[v] =
+              v < valid ? Pack<T>::load(source + v * matrix.unit + k, inputs) : Pack<T>(T(0));
+        transpose<1>(square);
+        for (int i = 0; i < inputs; ++i) square[i].store(column + (k + i) * row);
       }
     }
   }
@@ -156,7 +154,9 @@ struct Operand {
   MatrixView<T> matrix;
   const T* bias = nullptr;
   int64_t bias_gate = 0;
-  T* panels = nullptr;  // room for shape.size() values, or null: multiply the matrix in place
+  // Room for shape.size() values, or null to multiply the matrix in place, whose inputs are then
+  // adjacent.
+  T* panels = nullptr;
 
   void pack(int64_t begin, int64_t end) {
     if (!panels) return;
@@ -169,40 +169,17 @@ struct Operand {
 template <class T, int G, int U>
 void tile_in_place(const Operand<T, G, U>& operand, int64_t panel, int rows, const T* const* a,
                    int64_t depth, T* tile) {
-  using V = Pack<T>;
-  constexpr int kWidth = V::kWidth;
-  const auto& matrix = operand.matrix;
+  constexpr int kWidth = Pack<T>::kWidth;
   const int vectors = operand.shape.vectors(panel);
+  const int64_t tile_row = int64_t(vectors) * G * kWidth;
   for (int u = 0; u < vectors; ++u) {
     const int valid = operand.shape.valid(panel, u);
     const int64_t unit = operand.shape.first_unit(panel) + u * kWidth;
     for (int g = 0; g < G; ++g) {
-      const T* source = matrix.data + g * matrix.gate + unit * matrix.unit;
-      const V bias =
-          operand.bias ? V::load(operand.bias + g * operand.bias_gate + unit, valid) : V(T(0));
-      for (int m = 0; m < rows; ++m) {
-        T* out = tile + ((m * vectors + u) * G + g) * kWidth;
-        if (matrix.unit == 1) {
-          V sum = bias;
-          for (int64_t k = 0; k < depth; ++k)
-            sum = fma(V(a[m][k]), V::load(source + k * matrix.input, valid), sum);
-          sum.store(out);
-          continue;
-        }
-        bias.store(out);
-        for (int v = 0; v < valid; ++v) {
-          const T* row = source + v * matrix.unit;
-          V sum(T(0));
-          int64_t k = 0;
-          for (; k + kWidth <= depth; k += kWidth)
-            sum = fma(V::load(a[m] + k), V::load(row + k), sum);
-          if (k < depth) {
-            const int left = int(depth - k);
-            sum = fma(V::load(a[m] + k, left), V::load(row + k, left), sum);
-          }
-          out[v] += sum.sum();
-        }
-      }
+      const T* bias = operand.bias ? operand.bias + g * operand.bias_gate + unit : nullptr;
+      const T* source = operand.matrix.data + g * operand.matrix.gate + unit * operand.matrix.unit;
+      dot_products(rows, a, source, operand.matrix.unit, valid, depth, bias,
+                   tile + (u * G + g) * kWidth, tile_row);
     }
   }
 }
