@@ -51,6 +51,8 @@ class _Layer(torch.autograd.Function):
         y, h_n, c_n, cell_states, reserve = outputs
         ctx.served, ctx.cell = served, cell
         ctx.directions, ctx.keep_cell_states = directions, keep_cell_states
+        if served is not None:
+            ctx.donation = _donation(reserve)
         ctx.save_for_backward(
             cell_states, reserve, x, h0, c0, lengths, batch_sizes, reset, *weights
         )
@@ -90,9 +92,26 @@ class _Layer(torch.autograd.Function):
                     reserve,
                     above_all,
                     Needs(needs[0], needs[1], needs[2], needs[3:]),
+                    donated=_is_donated(ctx.donation, reserve),
                 )
                 grads = [result.x, result.h0, result.c0, *result.weights]
         return (None, None, None, None, *grads[:3], None, None, None, *grads[3:])
+
+
+def _donation(reserve: Tensor | None) -> int:
+    """The reserve's address, or 0 where hooks on saved tensors may hand it to somebody."""
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return 0 if reserve is None or hooked else reserve.data_ptr()
+
+
+def _is_donated(donation: int, reserve: Tensor) -> bool:
+    """Whether the running backward is the last to read the reserve.
+
+    It is where the graph is not kept, and where what came back is the very memory that was saved.
+    """
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        return False
+    return donation != 0 and reserve.data_ptr() == donation
 
 
 def _transformed(grads: Sequence[Tensor]) -> bool:

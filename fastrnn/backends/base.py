@@ -91,5 +91,11 @@ class FusedBackend(Backend):
         reserve: Tensor,
         grads: Gradients,
         needs: Needs,
+        *,
+        donated: bool = False,
     ) -> LayerGrads:
-        """Gradients of the inputs that are needed. Must not write into anything it is given."""
+        """Gradients of the inputs that are needed.
+
+        Must not write into anything it is given, but for the reserve where that is ``donated``:
+        nobody will read it again.
+        """

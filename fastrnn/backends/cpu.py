@@ -118,6 +118,8 @@ class CpuBackend(FusedBackend):
         reserve: Tensor,
         grads: Gradients,
         needs: Needs,
+        *,
+        donated: bool = False,
     ) -> LayerGrads:
         extension = load()[0]
         assert extension is not None
@@ -126,7 +128,8 @@ class CpuBackend(FusedBackend):
         d, rows, h, r = problem.directions, problem.rows, problem.hidden_size, problem.output_size
         cell = problem.cell
         new = reserve.new_empty
-        da = new(d, rows, len(cell.saved) * h)
+        # A step's saved values are read before its gradients, of the same shape, are written.
+        da = reserve if donated and not problem.projected else new(d, rows, len(cell.saved) * h)
         h_prev = new(d, rows, r)
         wants_mid = problem.projected or cell.name == "gru_reset_before"
         mid = new(d, rows, h) if wants_mid else None
@@ -283,11 +286,14 @@ class _Products:
 
 
 def _outer(da: Tensor, state: Tensor) -> Tensor:
-    """``sum over rows of da[row] state[row]^T``, as a view of a transposed matrix.
+    """``sum over rows of da[row] state[row]^T``, ``(columns of da, columns of state)``.
 
-    The product with the longer factor on the right is the faster one in torch (bench/NOTES.md).
+    On one thread torch is faster with the longer factor on the right, even with the copy that
+    makes the transposed result contiguous; on more it is not (bench/NOTES.md).
     """
-    return torch.mm(state.t(), da).t()
+    if torch.get_num_threads() == 1:
+        return torch.mm(state.t(), da).t()
+    return torch.mm(da.t(), state)
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:

@@ -67,6 +67,8 @@ class NumbaBackend(FusedBackend):
         reserve: Tensor,
         grads: Gradients,
         needs: Needs,
+        *,
+        donated: bool = False,
     ) -> LayerGrads:
         inputs = _detached(inputs)
         x = inputs.x.reshape(problem.rows, problem.input_size)
