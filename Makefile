@@ -35,6 +35,7 @@ test: $(VENV)/built
 
 bench: $(VENV)/built
 	$(PY) -m bench.run $(if $(THREADS),--threads $(THREADS)) $(ARGS)
+	$(PY) -m bench.readme_table
 
 lint: lint-python lint-types lint-cpp
 

@@ -112,6 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(before)
     print(f"\n{report.summary_table(rows)}\n")
 
+    partial = options.quick or len(cases) < len(CASES)
+    if options.output is None and partial:
+        print("not stored: a part of the cases, or --quick (--output FILE stores it)")
+        return finish(rows, options)
     path = options.output or RESULTS / f"{facts['threads']}-threads.json"
     report.write_json(path, facts, rows)
     print(f"written: {path}")
@@ -121,6 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"written: {path.with_suffix('.png')}")
     except ImportError as error:
         print(f"no plots: {error}; pip install matplotlib", file=sys.stderr)
+    return finish(rows, options)
+
+
+def finish(rows: Sequence[report.Row], options: argparse.Namespace) -> int:
+    """Exit status, after what failed has been said."""
     wrong = report.wrong_rows(rows) + (report.shortfalls(rows) if options.check else [])
     for sentence in wrong:
         print(f"FAILED: {sentence}", file=sys.stderr)

@@ -9,7 +9,8 @@ import torch as _torch  # noqa: F401  # first: the extension shares the OpenMP r
 from . import backends, functional
 from ._env import set_up_logging as _set_up_logging
 from ._version import __version__
-from .backends import explain, use_backend
+from .backends import use_backend
+from .explanation import explain
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 _set_up_logging()

@@ -295,7 +295,7 @@ def test_insisting_on_kernels_inside_a_transform(backend: str) -> None:
 def test_insisting_during_backward_only(inside: str) -> None:
     """A backward of kernels inside ``use_backend`` of torch operations still has its gradients."""
     a = arguments(Case("lstm"))
-    expected = results(a)
+    expected = results(a, backend=BACKENDS[0])
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in a.differentiable().items()}
     outputs = cases.fastrnn_forward(a.with_tensors(leaves))
     grads = list(cases.upstream(outputs, a.case).values())
@@ -367,6 +367,18 @@ def test_explain() -> None:
     assert verdicts["torch"] == "cannot: torch.nn has no reset"
     assert verdicts["reference"].startswith("can: ")
     assert verdicts[BACKENDS[0]].startswith("can: ")
+
+
+def test_explain_a_module() -> None:
+    lstm = fastrnn.LSTM(2, 3)
+    text = fastrnn.explain(lstm, torch.zeros(4, 1, 2), lengths=[4])
+    assert text.startswith(f"lstm, torch.float32, cpu: served by {BACKENDS[0]!r}")
+    assert "torch      cannot: torch.nn has no lengths" in text
+    assert "served by 'torch'" in fastrnn.explain(lstm.half())
+    with pytest.raises(
+        TypeError, match=r"subject: expected a fastrnn\.RNN, LSTM or GRU, or a Prob"
+    ):
+        fastrnn.explain(torch.nn.LSTM(2, 3))
 
 
 def test_explain_follows_use_backend() -> None:

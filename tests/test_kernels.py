@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from cases import ALL_CELLS, NATIVE, Case, arguments, check, reference, results
+
 from fastrnn import use_backend
 from fastrnn.autograd import layer
 from fastrnn.cells import CELLS

@@ -1,9 +1,11 @@
 // fastrnn._C: the CPU kernels for Python. Addresses and sizes come in as integers, already
 // validated by fastrnn/problem.py; the order of the arguments is that of fastrnn/backends/cpu.py.
+#include <pthread.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <atomic>
 #include <new>
 #include <string>
 #include <vector>
@@ -63,6 +65,21 @@ void check_memory(bool done, const char* name) {
   throw py::error_already_set();
 }
 
+// A module of an older build may lack a cell that the Python package has.
+template <class T>
+const CellKernels<T>& kernels_of(int cell) {
+  if (cell < 0 || cell >= kCellKinds)
+    throw py::index_error("cell: expected 0 to " + std::to_string(kCellKinds - 1) + ", got " +
+                          std::to_string(cell) + "; is the extension of this version?");
+  return kernels<T>().cells[cell];
+}
+
+// libgomp's threads do not survive a fork, and a parallel region of the child would wait for them
+// for ever: forked children compute on one thread.
+std::atomic<bool> forked{false};
+
+int usable_threads(int threads) { return forked.load(std::memory_order_relaxed) ? 1 : threads; }
+
 template <class T>
 void layer_forward(int cell, int threads, const SizeList& sizes, const WeightList& weights,
                    Address x, int64_t x_step, int64_t x_row, Address h0, Address c0, Address y,
@@ -74,10 +91,11 @@ void layer_forward(int cell, int threads, const SizeList& sizes, const WeightLis
   a.h0 = pointer<const T>(h0), a.c0 = pointer<const T>(c0);
   a.y = pointer<T>(y), a.h_n = pointer<T>(h_n), a.c_n = pointer<T>(c_n);
   a.cell_states = pointer<T>(cell_states), a.reserve = pointer<T>(reserve);
+  const CellKernels<T>& table = kernels_of<T>(cell);
   bool done;
   {
     py::gil_scoped_release release;
-    done = kernels<T>().cells[cell].forward(a, threads);
+    done = table.forward(a, usable_threads(threads));
   }
   check_memory(done, "forward");
 }
@@ -97,10 +115,11 @@ void layer_backward(int cell, int threads, const SizeList& sizes, const WeightLi
   a.grad_cell_states = pointer<const T>(grad_cell_states);
   a.da = pointer<T>(da), a.h_prev = pointer<T>(h_prev), a.mid = pointer<T>(mid);
   a.dh = pointer<T>(dh), a.grad_h0 = pointer<T>(grad_h0), a.grad_c0 = pointer<T>(grad_c0);
+  const CellKernels<T>& table = kernels_of<T>(cell);
   bool done;
   {
     py::gil_scoped_release release;
-    done = kernels<T>().cells[cell].backward(a, threads);
+    done = table.backward(a, usable_threads(threads));
   }
   check_memory(done, "backward");
 }
@@ -139,6 +158,7 @@ bool openmp() {
 PYBIND11_MODULE(_C, m) {
   using namespace fastrnn;
   m.doc() = "Compiled CPU kernels of fastrnn.";
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
   m.attr("__version__") = FASTRNN_VERSION;
   m.attr("compiler") = __VERSION__;
   m.attr("openmp") = openmp();

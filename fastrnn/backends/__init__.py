@@ -11,10 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import device, dtype
 from torch._C import _functorch
 from torch.autograd import forward_ad
+from torch.compiler import assume_constant_result, is_compiling
 
 from .. import _env
+from ..cells import CELLS
 from ..problem import Problem
 from .base import (
     Backend,
@@ -38,6 +41,7 @@ __all__ = [
     "Verdict",
     "backends",
     "candidates",
+    "example",
     "explain",
     "get",
     "register",
@@ -136,16 +140,21 @@ def select(problem: Problem) -> Backend:
     Raises:
         RuntimeError: the backend insisted on cannot serve it, with the reason.
     """
-    name = _forced.name or _from_environment
-    if name is not None:
-        backend = get(name)
-        verdict = _verdict(backend, problem)
-        if not verdict.ok:
-            raise RuntimeError(f"backend {name!r} cannot serve this call: {verdict.reason}")
-        return backend
-    if transformed():
-        return _choose(problem, only_differentiable=True)
-    key = (
+    forced = _forced.name or _from_environment
+    if is_compiling():
+        return _registry[_choice_while_tracing(forced, transformed(), *_traits(problem))]
+    if forced is not None or transformed():
+        return _choose(problem, forced, only_differentiable=transformed())
+    key = _traits(problem)
+    chosen = _chosen.get(key)
+    if chosen is None:
+        chosen = _chosen[key] = _choose(problem, None, only_differentiable=False)
+    return chosen
+
+
+def _traits(problem: Problem) -> tuple[str, dtype, str, bool, bool, bool, bool]:
+    """What a choice may depend on: everything but the sizes."""
+    return (
         problem.cell.name,
         problem.dtype,
         problem.device.type,
@@ -154,10 +163,53 @@ def select(problem: Problem) -> Backend:
         problem.reset,
         problem.keep_cell_states,
     )
-    chosen = _chosen.get(key)
-    if chosen is None:
-        chosen = _chosen[key] = _choose(problem, only_differentiable=False)
-    return chosen
+
+
+def example(
+    cell: str,
+    dtype: dtype,
+    device: device,
+    packed: bool = False,
+    lengths: bool = False,
+    reset: bool = False,
+    keep_cell_states: bool = False,
+) -> Problem:
+    """A problem with these traits, of some size: no choice depends on the sizes."""
+    return Problem(
+        cell=CELLS[cell],
+        dtype=dtype,
+        device=device,
+        steps=1,
+        batch=1,
+        rows=1,
+        input_size=1,
+        hidden_size=1,
+        output_size=1,
+        directions=1,
+        bias=True,
+        packed=packed,
+        lengths=lengths,
+        reset=reset,
+        keep_cell_states=keep_cell_states,
+        training=False,
+    )
+
+
+@assume_constant_result  # type: ignore[untyped-decorator]
+def _choice_while_tracing(
+    forced: str | None,
+    only_differentiable: bool,
+    cell: str,
+    dtype: dtype,
+    device_type: str,
+    packed: bool,
+    lengths: bool,
+    reset: bool,
+    keep_cell_states: bool,
+) -> str:
+    """The name of the choice, found outside of the trace: it loads libraries and writes a log."""
+    problem = example(cell, dtype, device(device_type), packed, lengths, reset, keep_cell_states)
+    return _choose(problem, forced, only_differentiable=only_differentiable).name
 
 
 def select_fused(problem: Problem) -> FusedBackend:
@@ -176,14 +228,20 @@ def select_fused(problem: Problem) -> FusedBackend:
     )
 
 
-def _choose(problem: Problem, *, only_differentiable: bool) -> Backend:
+def _choose(problem: Problem, forced: str | None, *, only_differentiable: bool) -> Backend:
+    def verdict_of(backend: Backend) -> Verdict:
+        if only_differentiable and not backend.differentiable:
+            return Verdict(False, "not made of torch operations (functorch or forward mode is on)")
+        return _verdict(backend, problem)
+
+    if forced is not None:
+        verdict = verdict_of(get(forced))
+        if not verdict.ok:
+            raise RuntimeError(f"backend {forced!r} cannot serve this call: {verdict.reason}")
+        return get(forced)
     refusals: list[tuple[str, str]] = []
     for name, backend in _registry.items():
-        verdict = _verdict(backend, problem)
-        if verdict.ok and only_differentiable and not backend.differentiable:
-            verdict = Verdict(
-                False, "not made of torch operations (a functorch transform or forward mode is on)"
-            )
+        verdict = verdict_of(backend)
         if verdict.ok:
             _env.logger.info(
                 "%s %s on %s: served by %r%s",
@@ -199,7 +257,7 @@ def _choose(problem: Problem, *, only_differentiable: bool) -> Backend:
 
 
 def explain(problem: Problem) -> str:
-    """Which backend serves a problem, and what the others say, as text."""
+    """Which backend serves a problem, and what each of them says, as text."""
     serving = select(problem).name
     head = f"{problem.cell.name}, {problem.dtype}, {problem.device}: served by {serving!r}"
     return f"{head}\n{_verdicts(problem)}"

@@ -26,6 +26,19 @@ def recorded() -> bool:
     return _get_tracing_state() is not None
 
 
+def refuse_jit_trace(options: str) -> None:
+    """Raise if torch.jit is tracing: it knows neither the options nor operators of ours.
+
+    Raises:
+        RuntimeError: it is.
+    """
+    if not torch.compiler.is_compiling() and _get_tracing_state() is not None:
+        raise RuntimeError(
+            f"torch.jit.trace: expected a call that torch.nn has too, got {options}; "
+            "use torch.export or torch.compile"
+        )
+
+
 def seen_by_torch_function(values: Iterable[object], *, options: str | None) -> bool:
     """Whether a call for which ``has_torch_function`` said yes has to be torch's.
 

@@ -12,7 +12,7 @@ from torch.overrides import has_torch_function
 
 from ..cells import CELLS, Cell
 from ..functional import sequence
-from ._dispatch import TorchForward, recorded, seen_by_torch_function
+from ._dispatch import TorchForward, recorded, refuse_jit_trace, seen_by_torch_function
 
 CELL_OF_MODE: dict[str, Cell] = {cell.torch_mode: cell for cell in CELLS.values()}
 
@@ -58,8 +58,11 @@ class SequenceModule(nn.RNNBase):
             options = self._options(lengths, reset)
             if seen_by_torch_function((x, *states, *weights), options=options):
                 return self._torch_forward(input, hx)
-        if (_is_any_autocast_enabled() or recorded()) and self._options(lengths, reset) is None:
-            return self._torch_forward(input, hx)
+        if _is_any_autocast_enabled() or recorded():
+            options = self._options(lengths, reset)
+            if options is None:
+                return self._torch_forward(input, hx)
+            refuse_jit_trace(options)
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx, weights, lengths, reset)
 
