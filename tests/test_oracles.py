@@ -205,16 +205,27 @@ class Relay(FusedBackend):
         reserve: Tensor,
         grads: Gradients,
         needs: Needs,
+        *,
+        donated: bool = False,
     ) -> LayerGrads:
-        """As the second does, and nothing that it was given has changed after it."""
+        """As the second does, the same with a donated reserve, else nothing given has changed."""
         given = (cell_states, reserve, *inputs, *inputs.weights, *grads)
         tensors = [tensor for tensor in given if isinstance(tensor, Tensor)]
         before = [tensor.clone() for tensor in tensors]
-        result = self.second.backward(problem, inputs, cell_states, reserve, grads, needs)
+        arguments = (problem, inputs, cell_states, reserve, grads, needs)
+        result = self.second.backward(*arguments)
         for old, new in zip(before, tensors, strict=True):
             assert torch.equal(old.nan_to_num(), new.nan_to_num())
             assert torch.equal(old.isnan(), new.isnan())
+        again = self.second.backward(*arguments, donated=True)
+        for one, other in zip(_flat(result), _flat(again), strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or other is None or torch.equal(one, other)
         return result
+
+
+def _flat(grads: LayerGrads) -> list[Tensor | None]:
+    return [grads.x, grads.h0, grads.c0, *grads.weights]
 
 
 @pytest.mark.parametrize(
