@@ -69,7 +69,7 @@ class _Layer(torch.autograd.Function):
         if torch.is_grad_enabled() or (ctx.served is not None and _transformed(grad_outputs)):
             grads = _differentiable_backward(ctx, inputs, grad_outputs, needs)
         else:
-            above = [grad.contiguous() for grad in grad_outputs]
+            above = [grad.resolve_neg().contiguous() for grad in grad_outputs]
             above_all = Gradients(*above, *[None] * (4 - len(above)))
             if ctx.served is None:
                 flat = ops.layer_backward(

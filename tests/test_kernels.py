@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from cases import ALL_CELLS, NATIVE, Case, arguments, check, reference, results
+from cases import ALL_CELLS, NATIVE, Case, arguments, check, reference, results, upstream
 
 from fastrnn import use_backend
 from fastrnn.autograd import layer
@@ -238,6 +238,23 @@ def test_every_target(target: str, cell: str, hidden: int, dtype: torch.dtype) -
     )
     a = arguments(case)
     check(results(a, backend="cpu"), reference(a), case)
+
+
+def test_lazily_negated_arguments() -> None:
+    """A tensor may be a view that only stands for the negative of its memory."""
+    case = Case("lstm", bidirectional=True)
+    a = arguments(case)
+    expected = results(a, backend="cpu")
+    actual = results(
+        a,
+        backend="cpu",
+        relayout=lambda tensor: torch._neg_view(-tensor),
+        grads=lambda outputs, case: {
+            name: torch._neg_view(-grad) for name, grad in upstream(outputs, case).items()
+        },
+    )
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
 
 
 def test_baseline_is_always_there() -> None:

@@ -62,8 +62,13 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def _plain(tensor: Tensor) -> Tensor:
+    """The values as they stand for in memory: contiguous, no lazy negation."""
+    return tensor.resolve_neg().contiguous()
+
+
+def _plain_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _plain(tensor)
 
 
 class CpuBackend(FusedBackend):
@@ -83,11 +88,11 @@ class CpuBackend(FusedBackend):
     def forward(self, problem: Problem, inputs: LayerInputs) -> LayerOutputs:
         extension = load()[0]
         assert extension is not None
-        x = inputs.x
+        x = inputs.x.resolve_neg()
         if x.stride(-1) != 1 or problem.packed:
             x = x.contiguous()
-        h0, c0 = _contiguous(inputs.h0), _contiguous(inputs.c0)
-        weights = [weight.contiguous() for weight in inputs.weights]
+        h0, c0 = _plain_or_none(inputs.h0), _plain_or_none(inputs.c0)
+        weights = [_plain(weight) for weight in inputs.weights]
         outputs = problem.allocate(x)
         single = problem.dtype == torch.float32
         call = extension.forward_float32 if single else extension.forward_float64
@@ -123,8 +128,8 @@ class CpuBackend(FusedBackend):
     ) -> LayerGrads:
         extension = load()[0]
         assert extension is not None
-        h0, c0 = _contiguous(inputs.h0), _contiguous(inputs.c0)
-        weights = [weight.contiguous() for weight in inputs.weights]
+        h0, c0 = _plain_or_none(inputs.h0), _plain_or_none(inputs.c0)
+        weights = [_plain(weight) for weight in inputs.weights]
         d, rows, h, r = problem.directions, problem.rows, problem.hidden_size, problem.output_size
         cell = problem.cell
         new = reserve.new_empty
@@ -182,7 +187,7 @@ class CpuBackend(FusedBackend):
 
 def _sizes(problem: Problem, inputs: LayerInputs) -> tuple[tuple[int, ...], tuple[Tensor, ...]]:
     """The size list of the extension, and the tensors its addresses point into."""
-    lengths, batch_sizes = _contiguous(inputs.lengths), _contiguous(inputs.batch_sizes)
+    lengths, batch_sizes = _plain_or_none(inputs.lengths), _plain_or_none(inputs.batch_sizes)
     reset = inputs.reset
     sizes = (
         problem.steps,
