@@ -2,7 +2,8 @@
 
 Everything kept for backward goes through ``save_for_backward`` (version checks, saved-tensor
 hooks, no reference cycles), and nothing of it is an output that users see: outputs may be changed
-in place before backward, as torch.nn allows.
+in place before backward, as torch.nn allows. (Cell states that were asked for are the exception:
+changing those before backward raises.)
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        # A backward under autocast would round the products that make gradients of weights.
+        if torch._C._is_any_autocast_enabled():
+            with torch.autocast(grad_outputs[0].device.type, enabled=False):
+                return _Layer._backward(ctx, grad_outputs)
+        return _Layer._backward(ctx, grad_outputs)
+
+    @staticmethod
+    def _backward(ctx: Any, grad_outputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         cell_states, reserve, x, h0, c0, lengths, batch_sizes, reset, *weights = ctx.saved_tensors
         inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
         wanted = ctx.needs_input_grad

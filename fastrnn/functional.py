@@ -66,6 +66,8 @@ def lstm(
         RuntimeError, ValueError, TypeError: see ``Problem.of``; the message names the argument,
             what was expected and what came.
     """
+    if hx is not None and (not isinstance(hx, tuple | list) or len(hx) != 2):
+        raise TypeError(f"hx: expected a pair of tensors (h0, c0), got {type(hx).__name__}")
     h0, c0 = (None, None) if hx is None else hx
     output, h_n, c_n, cell_states = sequence(
         "lstm",
@@ -201,8 +203,12 @@ def sequence(
         output, h_n, c_n (None for a cell without) and the cell states of each layer.
     """
     directions = 2 if bidirectional else 1
-    if reset is not None and not isinstance(reset, Tensor):
-        raise TypeError(f"reset: expected a tensor of torch.bool, got {type(reset).__name__}")
+    if num_layers < 1:
+        raise ValueError(f"num_layers: expected 1 or more, got {num_layers}")
+    tensors = (("h0", h0, "Tensor"), ("c0", c0, "Tensor"), ("reset", reset, "tensor of torch.bool"))
+    for name, value, kind in tensors:
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a {kind}, got {type(value).__name__}")
     packed = input if isinstance(input, PackedSequence) else None
     x = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(x, Tensor):
@@ -214,13 +220,12 @@ def sequence(
     if packed is not None:
         batch_sizes = packed.batch_sizes
         x = _without_surplus(x, batch_sizes)
-        if batch_first and reset is not None:
+        if batch_first and reset is not None and reset.dim() == 2:
             reset = reset.transpose(0, 1)
         if packed.sorted_indices is not None:
-            h0, c0, reset = (
-                None if state is None else state.index_select(1, packed.sorted_indices)
-                for state in (h0, c0, reset)
-            )
+            h0 = _in_order_of_rows("h0", h0, packed.sorted_indices, 3)
+            c0 = _in_order_of_rows("c0", c0, packed.sorted_indices, 3)
+            reset = _in_order_of_rows("reset", reset, packed.sorted_indices, 2)
     elif unbatched:
         x = x.unsqueeze(1)
         h0, c0, reset = (
@@ -298,6 +303,16 @@ def sequence(
         c_n,
         tuple(to_user(c) for c in cell_states),
     )
+
+
+def _in_order_of_rows(name: str, tensor: Tensor | None, order: Tensor, rank: int) -> Tensor | None:
+    """What the user gave in the order of his rows, in that of the packed ones."""
+    if tensor is None or tensor.dim() != rank:
+        return tensor  # refused further on, in words for every layout
+    if tensor.shape[1] != order.shape[0]:
+        expected = (tensor.shape[0], order.shape[0], *tensor.shape[2:])
+        raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
+    return tensor.index_select(1, order)
 
 
 def _add_batch(name: str, state: Tensor, rank: int) -> Tensor:

@@ -115,7 +115,14 @@ def _backward(
     """Gradients of x, h0, c0 and the weights; an empty tensor where ``needs`` says no."""
     inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
     problem = _problem(cell, inputs, directions, keep_cell_states, training=True)
-    grads = Gradients(grad_y, grad_h_n, grad_c_n, grad_cell_states)
+    problem.check_backward((cell_states, reserve), (grad_y, grad_h_n, grad_c_n, grad_cell_states))
+    grads = Gradients(
+        grad_y.contiguous(),
+        grad_h_n.contiguous(),
+        None if grad_c_n is None else grad_c_n.contiguous(),
+        None if grad_cell_states is None else grad_cell_states.contiguous(),
+    )
+    cell_states, reserve = cell_states.contiguous(), reserve.contiguous()
     needed = Needs(needs[0], needs[1], needs[2], needs[3:])
     result = backends.select_fused(problem).backward(
         problem, inputs, cell_states, reserve, grads, needed

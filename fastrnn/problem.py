@@ -160,6 +160,12 @@ class Problem(NamedTuple):
         projected = per_direction in (3, 5)
         if projected and not spec.has_cell_state:
             raise RuntimeError(f"weights: a projection (weight_hr) is for lstm only, not {cell}")
+        names = _weight_names(bias, projected)
+        given: Sequence[object] = weights
+        for index, weight in enumerate(given):
+            if not isinstance(weight, Tensor):
+                name = names[index % per_direction]
+                raise TypeError(f"{name}: expected a Tensor, got {type(weight).__name__}")
         gate_rows = weights[0].shape[0] if weights[0].dim() else 0
         hidden_size = gate_rows // spec.gates
         output_size = hidden_size
@@ -228,20 +234,48 @@ class Problem(NamedTuple):
 
     def _check_weights(self, weights: Sequence[Tensor]) -> None:
         gate_rows = self.cell.gates * self.hidden_size
-        expected: list[tuple[str, tuple[int, ...]]] = [
-            ("weight_ih", (gate_rows, self.input_size)),
-            ("weight_hh", (gate_rows, self.output_size)),
+        shapes: list[tuple[int, ...]] = [
+            (gate_rows, self.input_size),
+            (gate_rows, self.output_size),
         ]
         if self.bias:
-            expected += [("bias_ih", (gate_rows,)), ("bias_hh", (gate_rows,))]
+            shapes += [(gate_rows,), (gate_rows,)]
         if self.projected:
-            expected += [("weight_hr", (self.output_size, self.hidden_size))]
+            shapes += [(self.output_size, self.hidden_size)]
         for index, weight in enumerate(weights):
-            name, shape = expected[index % len(expected)]
+            shape = shapes[index % len(shapes)]
             if weight.shape != shape or weight.dtype != self.dtype or weight.device != self.device:
-                self._check_tensor(
-                    name if index < len(expected) else f"{name}_reverse", weight, shape
-                )
+                name = _weight_names(self.bias, self.projected)[index % len(shapes)]
+                suffix = "_reverse" if index >= len(shapes) else ""
+                self._check_tensor(f"{name}{suffix}", weight, shape)
+
+    def check_backward(
+        self, saved: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+    ) -> None:
+        """Validate what a backward is given beside the inputs: saved tensors and gradients.
+
+        Args:
+            saved: cell_states and reserve. grads: of y, h_n, c_n and cell_states.
+
+        Raises:
+            RuntimeError: one is missing, or has the wrong shape, dtype or device.
+        """
+        d, h, r = self.directions, self.hidden_size, self.output_size
+        has_c = self.cell.has_cell_state
+        states = self.sequence_shape(d * h)
+        expected = (
+            ("cell_states", saved[0], states, has_c),
+            ("reserve", saved[1], (d, self.rows, self.reserve_width), True),
+            ("grad_y", grads[0], self.sequence_shape(d * r), True),
+            ("grad_h_n", grads[1], (d, self.batch, r), True),
+            ("grad_c_n", grads[2], (d, self.batch, h), False),
+            ("grad_cell_states", grads[3], states, False),
+        )
+        for name, tensor, shape, required in expected:
+            if tensor is not None and (required or (has_c and name.startswith("grad"))):
+                self._check_tensor(name, tensor, shape)
+            elif required:
+                raise RuntimeError(f"{name}: expected shape {shape}, got None")
 
     def _check_reset(self, reset: Tensor) -> None:
         if not isinstance(reset, Tensor):
@@ -257,6 +291,12 @@ class Problem(NamedTuple):
             raise RuntimeError(
                 f"reset: expected device {self.device}, that of the input, got {reset.device}"
             )
+
+
+def _weight_names(bias: bool, projected: bool) -> list[str]:
+    """Names of the weights of a direction, in order."""
+    names = ["weight_ih", "weight_hh"]
+    return names + ["bias_ih", "bias_hh"] * bias + ["weight_hr"] * projected
 
 
 def _is_concrete(tensor: Tensor) -> bool:
