@@ -112,8 +112,8 @@ class Problem(NamedTuple):
         """Uninitialised outputs of forward (fake tensors when ``like`` is fake)."""
         d, h, r = self.directions, self.hidden_size, self.output_size
         has_c = self.cell.has_cell_state
-        wants_cell_states = has_c and (self.keep_cell_states or self.training)
         new = like.new_empty
+        wants_cell_states = has_c and (self.keep_cell_states or self.training)
         return LayerOutputs(
             y=new(self.sequence_shape(d * r)),
             h_n=new((d, self.batch, r)),

@@ -168,6 +168,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("backward_float64", &layer_backward<double>);
   m.def("elementwise_float32", &elementwise<float>);
   m.def("elementwise_float64", &elementwise<double>);
+  m.def(
+      "prefer_huge_pages",
+      [](Address data, int64_t bytes) {
+        active_target().prefer_huge_pages(pointer<void>(data), bytes);
+      },
+      "Ask the system for large pages in a buffer that has not been touched yet.");
   m.def("targets", &targets, "CPU targets that were built and run here, best last.");
   m.def("active_target", [] { return active_target().name; });
   m.def(

@@ -24,6 +24,8 @@ struct Kernels {
 struct Target {
   const char* name;
   int vector_bytes;
+  // See memory.h.
+  void (*prefer_huge_pages)(void* data, int64_t bytes);
   Kernels<float> f32;
   Kernels<double> f64;
 };

@@ -277,7 +277,7 @@ class _Products:
         if len(needs) in (3, 5) and needs[-1]:
             assert dh is not None
             assert mid is not None
-            grads[-1] = _outer(dh, mid).contiguous()
+            grads[-1] = _outer(dh, mid)
         return grads
 
     def input(self, w_ih: Tensor, out: Tensor, *, accumulate: bool) -> None:
@@ -290,16 +290,32 @@ class _Products:
             accumulate = True
 
 
+#: Bytes from which the pages of a result are worth asking for, as in csrc/cpu/memory.h.
+_LARGE = 4 << 20
+
+
+def _large_result(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor, in large pages where it is large."""
+    result = like.new_empty(shape)
+    if result.nbytes >= _LARGE:
+        extension = load()[0]
+        assert extension is not None
+        extension.prefer_huge_pages(result.data_ptr(), result.nbytes)
+    return result
+
+
 def _outer(da: Tensor, state: Tensor) -> Tensor:
     """``sum over rows of da[row] state[row]^T``, ``(columns of da, columns of state)``.
 
     On one thread torch is faster with the longer factor on the right, even with the copy that
     makes the transposed result contiguous; on more it is not (bench/NOTES.md).
     """
-    if torch.get_num_threads() == 1:
-        return torch.mm(state.t(), da).t()
-    return torch.mm(da.t(), state)
+    rows, columns = da.shape[1], state.shape[1]
+    if torch.get_num_threads() > 1:
+        return torch.mm(da.t(), state, out=_large_result(da, rows, columns))
+    transposed = torch.mm(state.t(), da, out=_large_result(da, columns, rows))
+    return _large_result(da, rows, columns).copy_(transposed.t())
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
-    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
