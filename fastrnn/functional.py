@@ -205,10 +205,9 @@ def sequence(
     directions = 2 if bidirectional else 1
     if num_layers < 1:
         raise ValueError(f"num_layers: expected 1 or more, got {num_layers}")
-    tensors = (("h0", h0, "Tensor"), ("c0", c0, "Tensor"), ("reset", reset, "tensor of torch.bool"))
-    for name, value, kind in tensors:
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a {kind}, got {type(value).__name__}")
+    _check_tensor("h0", h0)
+    _check_tensor("c0", c0)
+    _check_tensor("reset", reset, "tensor of torch.bool")
     packed = input if isinstance(input, PackedSequence) else None
     x = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(x, Tensor):
@@ -303,6 +302,11 @@ def sequence(
         c_n,
         tuple(to_user(c) for c in cell_states),
     )
+
+
+def _check_tensor(name: str, value: object, kind: str = "Tensor") -> None:
+    if value is not None and not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a {kind}, got {type(value).__name__}")
 
 
 def _in_order_of_rows(name: str, tensor: Tensor | None, order: Tensor, rank: int) -> Tensor | None:

@@ -160,11 +160,10 @@ class Problem(NamedTuple):
         projected = per_direction in (3, 5)
         if projected and not spec.has_cell_state:
             raise RuntimeError(f"weights: a projection (weight_hr) is for lstm only, not {cell}")
-        names = _weight_names(bias, projected)
         given: Sequence[object] = weights
         for index, weight in enumerate(given):
             if not isinstance(weight, Tensor):
-                name = names[index % per_direction]
+                name = _weight_names(bias, projected)[index % per_direction]
                 raise TypeError(f"{name}: expected a Tensor, got {type(weight).__name__}")
         gate_rows = weights[0].shape[0] if weights[0].dim() else 0
         hidden_size = gate_rows // spec.gates

@@ -64,6 +64,8 @@ def _address(tensor: Tensor | None) -> int:
 
 def _plain(tensor: Tensor) -> Tensor:
     """The values as they stand for in memory: contiguous, no lazy negation."""
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
     return tensor.resolve_neg().contiguous()
 
 
@@ -206,7 +208,12 @@ def _sizes(problem: Problem, inputs: LayerInputs) -> tuple[tuple[int, ...], tupl
     return sizes, tuple(t for t in (lengths, batch_sizes, reset) if t is not None)
 
 
+_NO_MORE_WEIGHTS = [0] * 6
+
+
 def _weight_addresses(problem: Problem, weights: Sequence[Tensor]) -> list[int]:
+    if len(weights) == 4 and problem.directions == 1:  # most calls; microseconds count at T = 1
+        return [weight.data_ptr() for weight in weights] + _NO_MORE_WEIGHTS
     addresses: list[int] = []
     for direction in range(problem.directions):
         own = [weight.data_ptr() for weight in problem.direction_weights(weights, direction)]
