@@ -1,6 +1,6 @@
 """Every environment variable the library reads, in one table.
 
-They are read once, when first needed; the Python API for the same thing wins over them.
+They are read once, at import or when first needed; the Python API for the same thing wins.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class _Layer(torch.autograd.Function):
         ctx.served, ctx.cell = served, cell
         ctx.directions, ctx.keep_cell_states = directions, keep_cell_states
         if served is not None:
-            ctx.donation = _donation(reserve)
+            ctx.donation, ctx.consumed = _donation(reserve), False
         ctx.save_for_backward(
             cell_states, reserve, x, h0, c0, lengths, batch_sizes, reset, *weights
         )
@@ -94,6 +94,12 @@ class _Layer(torch.autograd.Function):
                 grads = [grad if need else None for grad, need in zip(flat, needs, strict=True)]
             else:
                 backend, problem = ctx.served
+                if ctx.consumed:
+                    raise RuntimeError(
+                        "Trying to backward through the graph a second time: a first backward "
+                        "did not keep it and was interrupted after saved values were overwritten"
+                    )
+                donated = ctx.consumed = _is_donated(ctx.donation, reserve)
                 result = backend.backward(
                     problem,
                     inputs,
@@ -101,7 +107,7 @@ class _Layer(torch.autograd.Function):
                     reserve,
                     above_all,
                     Needs(needs[0], needs[1], needs[2], needs[3:]),
-                    donated=_is_donated(ctx.donation, reserve),
+                    donated=donated,
                 )
                 grads = [result.x, result.h0, result.c0, *result.weights]
         return (None, None, None, None, *grads[:3], None, None, None, *grads[3:])
@@ -202,7 +208,7 @@ def layer(
     if isinstance(backend, DifferentiableBackend):
         return backend.layer(problem, inputs)
     assert isinstance(backend, FusedBackend)
-    traced = ops.sees_operators(inputs.x)
+    traced = ops.sees_operators(inputs)
     if not needs_grad and not traced:
         return backend.forward(problem, inputs)
     keep_cell_states = problem.keep_cell_states

@@ -121,7 +121,7 @@ def report() -> dict[str, Any]:
             name: _version_of(name)
             for name in ("torch", "numpy", "numba", "cupy-cuda13x", "pybind11")
         },
-        "threads": {"torch": torch.get_num_threads(), "fastrnn": cpu.num_threads()},
+        "threads": {"torch": torch.get_num_threads(), "fastrnn": _kernel_threads()},
         "cpu_count": os.cpu_count(),
         "native": native,
         "backends": entries,
@@ -133,10 +133,22 @@ def report() -> dict[str, Any]:
     }
 
 
+def _kernel_threads() -> int | str:
+    try:
+        return cpu.num_threads()
+    except ValueError as error:
+        return str(error)
+
+
 def healthy(found: dict[str, Any]) -> bool:
     """Whether what was built belongs to this version and no backend failed or is wrong."""
     native = found["native"]
     if native["built"] and native["version"] != found["fastrnn"]:
+        return False
+    forced = found["environment"].get("FASTRNN_BACKEND")
+    if forced and not found["backends"].get(forced, {}).get("usable"):
+        return False
+    if not isinstance(found["threads"]["fastrnn"], int):
         return False
     return not any(entry.get("failed") for entry in found["backends"].values())
 

@@ -157,8 +157,8 @@ def _backward_fake(
     ]
 
 
-_library.impl("layer_forward", _forward, "CompositeExplicitAutograd")
-_library.impl("layer_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("layer_forward", torch.no_grad()(_forward), "CompositeExplicitAutograd")
+_library.impl("layer_backward", torch.no_grad()(_backward), "CompositeExplicitAutograd")
 torch.library.register_fake("fastrnn::layer_forward", _forward_fake, lib=_library)
 torch.library.register_fake("fastrnn::layer_backward", _backward_fake, lib=_library)
 
@@ -166,11 +166,17 @@ layer_forward = torch.ops.fastrnn.layer_forward.default
 layer_backward = torch.ops.fastrnn.layer_backward.default
 
 
-def sees_operators(x: Tensor) -> bool:
-    """Whether something looks at the operators of a call on ``x``: tracing, modes, subclasses."""
-    return (
-        torch.compiler.is_compiling()
-        or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or x.is_meta
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def sees_operators(inputs: LayerInputs) -> bool:
+    """Whether something looks at the operators of a call: tracing, modes, tensor subclasses."""
+    x, h0, c0, weights, *_ = inputs
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or x.is_meta:
+        return True
+    return not (
+        type(x) in _PLAIN
+        and (h0 is None or type(h0) in _PLAIN)
+        and (c0 is None or type(c0) in _PLAIN)
+        and all(type(weight) in _PLAIN for weight in weights)
     )

@@ -214,7 +214,7 @@ class Problem(NamedTuple):
                 raise RuntimeError(f"c0: {cell} has no cell state, expected None")
             problem._check_tensor("c0", c0, (directions, batch, hidden_size))
         if lengths is not None:
-            _check_lengths(lengths, steps, batch)
+            _check_lengths(lengths, steps, batch, x)
         if reset is not None:
             problem._check_reset(reset)
         return problem
@@ -311,8 +311,9 @@ def _is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
-def _check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
-    if lengths.dtype != torch.int64 or lengths.device.type not in ("cpu", "meta"):
+def _check_lengths(lengths: Tensor, steps: int, batch: int, x: Tensor) -> None:
+    readable = lengths.device.type == "cpu" or (lengths.is_meta and x.is_meta)
+    if lengths.dtype != torch.int64 or not readable:
         raise TypeError(
             f"lengths: expected torch.int64 on the CPU, got {lengths.dtype} on {lengths.device}"
         )

@@ -138,7 +138,7 @@ FASTRNN_FN Pack<T> with_sign_of(Pack<T> a, Pack<T> sign_source) {
   const Bits sign = (Bits)Pack<T>(T(-0.0)).v;
   return Pack<T>((typename Pack<T>::Vector)(((Bits)a.v & ~sign) | ((Bits)sign_source.v & sign)));
 }
-// 2^n, where the low bits of `shifted` hold n + Float<T>::kBias: see activation.h.
+// 2^n, where the low bits of `shifted` hold n plus the exponent's bias: Float's kShift does that.
 template <class T>
 FASTRNN_FN Pack<T> power_of_two(Pack<T> shifted, int mantissa_bits) {
   using Bits = typename Pack<T>::Bits;

@@ -264,14 +264,14 @@ class BackwardPass {
   template <class Function>
   FASTRNN_FN void tiles(const Operand<T, 1, 4>& op, const Range& own, const T* const* a,
                         int64_t rows, bool all_zero, const Function& function) const {
-    // All inputs zero: the products are zero, and the panels may not even have been packed.
+    // No step came after: the panels may not even have been packed.
     if (all_zero) {
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = own.begin; j < own.end; j += kWidth)
           function(i, j, int(own.end - j < kWidth ? own.end - j : kWidth), V(T(0)));
       return;
     }
-    for_each_tile(op, panel_begin(own), panel_end(own), a, rows, false,
+    for_each_tile(op, panel_begin(own), panel_end(own), a, rows,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m)
                       for (int u = 0; u < vectors; ++u, tile += kWidth)

@@ -82,15 +82,15 @@ template <class T>
 struct ForwardPointers {
   const T** x;
   T** x_gates;
-  const T **h_prev, **c_prev, **mid;
-  T **gates, **h, **c;
+  const T **h_prev, **c_prev;
+  T **mid, **gates, **h, **c;
 
   ForwardPointers(int64_t batch, int64_t chunk_rows, Arena& arena)
       : x(arena.take<const T*>(chunk_rows)),
         x_gates(arena.take<T*>(chunk_rows)),
         h_prev(arena.take<const T*>(batch)),
         c_prev(arena.take<const T*>(batch)),
-        mid(arena.take<const T*>(batch)),
+        mid(arena.take<T*>(batch)),
         gates(arena.take<T*>(batch)),
         h(arena.take<T*>(batch)),
         c(arena.take<T*>(batch)) {}
@@ -211,7 +211,7 @@ class ForwardPass {
       }
     }
     const auto& op = shared_.input;
-    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.x, n, false,
+    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.x, n,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m)
                       for (int u = 0; u < vectors; ++u, tile += kG * kWidth)
@@ -225,14 +225,12 @@ class ForwardPass {
 
   void step(int64_t s, int64_t s0) {
     const int64_t t = course_.step(s), alive = rows_.alive(t);
-    bool all_zero = true;
     for (int64_t i = 0; i < alive; ++i) {
       const int64_t b = rows_.batch_row(i), before = course_.previous(t);
       const bool first = t == course_.first(rows_.length(i));
       const bool reset = timeline_.reset(t, b);
       at_.gates[i] = gates_row(s, s0, i, b);
       at_.h_prev[i] = reset ? shared_.zeros : first ? h0_row(b) : y_row(before, b);
-      all_zero = all_zero && at_.h_prev[i] == shared_.zeros;
       at_.h[i] = y_row(t, b);
       if (shared_.mid) at_.mid[i] = shared_.mid + rows_.index(i) * H_;
       if (Cell::kCellState) {
@@ -244,11 +242,11 @@ class ForwardPass {
       }
     }
     if constexpr (Cell::kTwoStage) {
-      first_stage(alive, all_zero);
+      first_stage(alive);
       meet();
       second_stage(alive);
     } else {
-      one_stage(alive, all_zero);
+      one_stage(alive);
     }
     if (projected_) {
       meet();
@@ -257,9 +255,9 @@ class ForwardPass {
     meet();
   }
 
-  void one_stage(int64_t alive, bool all_zero) {
+  void one_stage(int64_t alive) {
     const auto& op = shared_.recurrent;
-    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.h_prev, alive, all_zero,
+    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.h_prev, alive,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
@@ -277,15 +275,15 @@ class ForwardPass {
                         if (p_.reserve)
                           for (int k = 0; k < kS; ++k) saved[k].store(at_.gates[i] + k * H_ + j, n);
                         if (Cell::kCellState) c.store(at_.c[i] + j, n);
-                        h.store((projected_ ? const_cast<T*>(at_.mid[i]) : at_.h[i]) + j, n);
+                        h.store((projected_ ? at_.mid[i] : at_.h[i]) + j, n);
                       }
                     }
                   });
   }
 
-  void first_stage(int64_t alive, bool all_zero) {
+  void first_stage(int64_t alive) {
     const auto& op = shared_.recurrent;
-    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.h_prev, alive, all_zero,
+    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.h_prev, alive,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
@@ -299,7 +297,7 @@ class ForwardPass {
                         Cell::forward_gates(x, r, V::load(at_.h_prev[i] + j, n), saved, mid);
                         saved[0].store(gates, n);
                         saved[1].store(gates + H_, n);
-                        mid.store(const_cast<T*>(at_.mid[i]) + j, n);
+                        mid.store(at_.mid[i] + j, n);
                       }
                     }
                   });
@@ -307,7 +305,7 @@ class ForwardPass {
 
   void second_stage(int64_t alive) {
     const auto& op = shared_.candidate;
-    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.mid, alive, false,
+    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.mid, alive,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
@@ -328,7 +326,7 @@ class ForwardPass {
 
   void project(int64_t t, int64_t alive) {
     const auto& op = shared_.projection;
-    for_each_tile(op, panel_begin(op, outputs_), panel_end(op, outputs_), at_.mid, alive, false,
+    for_each_tile(op, panel_begin(op, outputs_), panel_end(op, outputs_), at_.mid, alive,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;

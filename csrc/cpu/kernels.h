@@ -23,7 +23,6 @@ struct Kernels {
 
 struct Target {
   const char* name;
-  int vector_bytes;
   // See memory.h.
   void (*prefer_huge_pages)(void* data, int64_t bytes);
   Kernels<float> f32;

@@ -5,6 +5,20 @@
 
 FASTRNN_NAMESPACE_BEGIN
 
+// Lanes of a and b, as one row of twice the width, picked by index.
+template <class T>
+FASTRNN_FN Pack<T> pick(Pack<T> a, Pack<T> b, typename Pack<T>::Bits index) {
+#if defined(__clang__)
+  constexpr int kWidth = Pack<T>::kWidth;
+  typename Pack<T>::Vector result;
+  for (int i = 0; i < kWidth; ++i)
+    result[i] = index[i] < kWidth ? a.v[index[i]] : b.v[index[i] - kWidth];
+  return result;
+#else
+  return __builtin_shuffle(a.v, b.v, index);
+#endif
+}
+
 // One level of the tree: of each group of 2 * Span lanes, the first Span lanes of the result are
 // sums of a, the others sums of b.
 template <int Span, class T>
@@ -16,7 +30,7 @@ FASTRNN_FN Pack<T> add_pairs(Pack<T> a, Pack<T> b) {
     low[i] = lane < Span ? group + lane : kWidth + group + lane - Span;
     high[i] = low[i] + Span;
   }
-  return __builtin_shuffle(a.v, b.v, low) + __builtin_shuffle(a.v, b.v, high);
+  return pick(a, b, low) + pick(a, b, high);
 }
 
 // Lane i of the result is the sum of the lanes of sums[i]; sums has Count registers.
@@ -37,8 +51,8 @@ FASTRNN_FN void exchange_blocks(Pack<T>& a, Pack<T>& b) {
     upper[i] = i & Span ? kWidth + i - Span : i;
     lower[i] = i & Span ? kWidth + i : i + Span;
   }
-  const auto first = __builtin_shuffle(a.v, b.v, upper);
-  b = __builtin_shuffle(a.v, b.v, lower);
+  const Pack<T> first = pick(a, b, upper);
+  b = pick(a, b, lower);
   a = first;
 }
 

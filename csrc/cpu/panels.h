@@ -186,14 +186,13 @@ void tile_in_place(const Operand<T, G, U>& operand, int64_t panel, int rows, con
 
 // For every panel in [begin, end) and every block of rows: computes the tile of results and calls
 // epilogue(panel, row, rows, vectors, tile), tile being [rows][vectors][G][V].
-// a[i]: the input of row i. only_bias: all of them are 0.
+// a[i]: the input of row i.
 template <class T, int G, int U, class Epilogue>
 FASTRNN_FN void for_each_tile(const Operand<T, G, U>& operand, int64_t begin, int64_t end,
-                              const T* const* a, int64_t rows, bool only_bias,
-                              const Epilogue& epilogue) {
+                              const T* const* a, int64_t rows, const Epilogue& epilogue) {
   using Compute = void (*)(int, const T* const*, const T*, int64_t, T*);
   alignas(64) T tile[kMaxTileRows * kMaxTileVectors * Pack<T>::kWidth];
-  const int64_t depth = only_bias ? 0 : operand.shape.depth;
+  const int64_t depth = operand.shape.depth;
   for (int64_t panel = begin; panel < end; ++panel) {
     const int vectors = operand.shape.vectors(panel);
     Compute compute = compute_tile<T, 4>;

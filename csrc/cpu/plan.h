@@ -1,4 +1,4 @@
-// How a call is spread over threads: the one place that knows what things cost.
+// How a call is spread over threads, and whether its weights are packed: what is chosen by cost.
 #pragma once
 
 #include "../core/arguments.h"
@@ -32,7 +32,8 @@ struct Plan {
   Split split;  // within the team of a direction
 };
 
-// weights: values of the recurrent matrix of one direction; stages: products per step.
+// weights: values of the recurrent matrix of one direction; stages: products per step;
+// input_weights: values of the input matrix, 0 where the call has no product with it.
 template <class T>
 inline Plan make_plan(const Sizes& sizes, int64_t weights, int stages, int64_t input_weights,
                       int threads) {

@@ -28,11 +28,10 @@ class Barrier {
  public:
   void wait(int size) {
     if (size == 1) return;
-    const uint32_t ticket = __atomic_fetch_add(&arrived_, 1u, __ATOMIC_ACQ_REL);
-    const uint32_t target = (ticket / size + 1) * size;
+    const uint64_t ticket = __atomic_fetch_add(&arrived_, 1u, __ATOMIC_ACQ_REL);
+    const uint64_t target = (ticket / size + 1) * size;
     int spins = 0;
-    // Compared as a signed difference: the count may pass the largest uint32.
-    while (int32_t(__atomic_load_n(&arrived_, __ATOMIC_ACQUIRE) - target) < 0) {
+    while (__atomic_load_n(&arrived_, __ATOMIC_ACQUIRE) < target) {
       if (++spins < kSpins) {
 #if defined(__x86_64__)
         _mm_pause();
@@ -45,7 +44,7 @@ class Barrier {
 
  private:
   static constexpr int kSpins = 2000;
-  alignas(64) uint32_t arrived_ = 0;
+  alignas(64) uint64_t arrived_ = 0;
 };
 
 // The threads that work on one direction.

@@ -31,7 +31,6 @@ class Timeline {
     }
   }
 
-  bool ragged() const { return alive_ != nullptr; }
   int64_t alive(int64_t t) const { return alive_ ? alive_[t] : sizes_.batch; }
   int64_t length(int64_t i) const { return length_ ? length_[i] : sizes_.steps; }
   int64_t batch_row(int64_t i) const { return order_ ? order_[i] : i; }

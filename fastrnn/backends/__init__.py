@@ -47,6 +47,7 @@ __all__ = [
     "register",
     "select",
     "select_fused",
+    "transformed",
     "use_backend",
 ]
 
@@ -141,10 +142,11 @@ def select(problem: Problem) -> Backend:
         RuntimeError: the backend insisted on cannot serve it, with the reason.
     """
     forced = _forced.name or _from_environment
+    only_differentiable = transformed()
     if is_compiling():
-        return _registry[_choice_while_tracing(forced, transformed(), *_traits(problem))]
-    if forced is not None or transformed():
-        return _choose(problem, forced, only_differentiable=transformed())
+        return _registry[_choice_while_tracing(forced, only_differentiable, *_traits(problem))]
+    if forced is not None or only_differentiable:
+        return _choose(problem, forced, only_differentiable=only_differentiable)
     key = _traits(problem)
     chosen = _chosen.get(key)
     if chosen is None:

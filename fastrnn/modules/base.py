@@ -190,6 +190,7 @@ class SequenceModule(nn.RNNBase):
         """torch's own, preceded by a quick look for the common case of untouched Parameters."""
         parameters = self._parameters
         for ref, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
-            if ref is None or ref() is not parameters.get(name):
+            weight = parameters.get(name)
+            if weight is None or ref is None or ref() is not weight:
                 super()._update_flat_weights()
                 return
