@@ -386,10 +386,15 @@ bool forward(const Forward<T>& args, int threads) {
   const bool projected = args.weights[0].w_hr != nullptr;
   const Plan plan = make_plan<T>(args, Cell::kGates * H * R, 1 + Cell::kTwoStage + projected,
                                  Cell::kGates * H * args.input, threads);
-  // A chunk's gates should still be in the cache when the steps come to them.
-  constexpr int64_t kChunkBytes = 512 << 10;
+  // A chunk's gates should still be in the cache when the steps come to them; but a chunk reads all
+  // weights of the input, so it should not be much smaller than those.
+  constexpr int64_t kLeast = 512 << 10, kMost = 4 << 20;
+  const int64_t weight_bytes = Cell::kGates * H * args.input * int64_t(sizeof(T));
+  const int64_t chunk_bytes = weight_bytes < kLeast  ? kLeast
+                              : weight_bytes > kMost ? kMost
+                                                     : weight_bytes;
   const int64_t step_bytes = args.batch * width * int64_t(sizeof(T));
-  int64_t chunk_steps = kChunkBytes / (step_bytes > 0 ? step_bytes : 1);
+  int64_t chunk_steps = chunk_bytes / (step_bytes > 0 ? step_bytes : 1);
   if (chunk_steps < 1) chunk_steps = 1;
   if (chunk_steps > args.steps) chunk_steps = args.steps;
   const bool pack = packing_pays(args.rows, R > args.input ? R : args.input);
