@@ -4,6 +4,9 @@ Everything kept for backward goes through ``save_for_backward`` (version checks,
 hooks, no reference cycles), and nothing of it is an output that users see: outputs may be changed
 in place before backward, as torch.nn allows. (Cell states that were asked for are the exception:
 changing those before backward raises.)
+
+With ``recompute`` a layer keeps its inputs and nothing else, and backward begins with the forward
+it needs. What that leaves belongs to one backward only, which may always overwrite it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import backends, ops
 from .backends.base import DifferentiableBackend, FusedBackend, Gradients, Needs
@@ -35,6 +39,7 @@ class _Layer(torch.autograd.Function):
         cell: str,
         directions: int,
         keep_cell_states: bool,
+        recompute: bool,
         x: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
@@ -45,18 +50,19 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
         if served is None:
-            outputs = ops.layer_forward(cell, *inputs, directions, keep_cell_states, True)
+            outputs = ops.layer_forward(cell, *inputs, directions, keep_cell_states, not recompute)
         else:
             backend, problem = served
-            outputs = backend.forward(problem, inputs)
+            outputs = backend.forward(
+                problem._replace(training=False) if recompute else problem, inputs
+            )
         y, h_n, c_n, cell_states, reserve = outputs
-        ctx.served, ctx.cell = served, cell
+        ctx.served, ctx.cell, ctx.recompute = served, cell, recompute
         ctx.directions, ctx.keep_cell_states = directions, keep_cell_states
         if served is not None:
             ctx.donation, ctx.consumed = _donation(reserve), False
-        ctx.save_for_backward(
-            cell_states, reserve, x, h0, c0, lengths, batch_sizes, reset, *weights
-        )
+        kept = (None, None) if recompute else (cell_states, reserve)
+        ctx.save_for_backward(*kept, x, h0, c0, lengths, batch_sizes, reset, *weights)
         if not CELLS[cell].has_cell_state:
             return y, h_n
         return (y, h_n, c_n, cell_states) if keep_cell_states else (y, h_n, c_n)
@@ -74,7 +80,7 @@ class _Layer(torch.autograd.Function):
         cell_states, reserve, x, h0, c0, lengths, batch_sizes, reset, *weights = ctx.saved_tensors
         inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
         wanted = ctx.needs_input_grad
-        needs = [*wanted[4:7], *wanted[10:]]
+        needs = [*wanted[5:8], *wanted[11:]]
         if torch.is_grad_enabled() or (ctx.served is not None and _transformed(grad_outputs)):
             grads = _differentiable_backward(ctx, inputs, grad_outputs, needs)
         else:
@@ -93,24 +99,40 @@ class _Layer(torch.autograd.Function):
                 )
                 grads = [grad if need else None for grad, need in zip(flat, needs, strict=True)]
             else:
-                backend, problem = ctx.served
-                if ctx.consumed:
-                    raise RuntimeError(
-                        "Trying to backward through the graph a second time: a first backward "
-                        "did not keep it and was interrupted after saved values were overwritten"
-                    )
-                donated = ctx.consumed = _is_donated(ctx.donation, reserve)
-                result = backend.backward(
-                    problem,
-                    inputs,
-                    cell_states,
-                    reserve,
-                    above_all,
-                    Needs(needs[0], needs[1], needs[2], needs[3:]),
-                    donated=donated,
-                )
-                grads = [result.x, result.h0, result.c0, *result.weights]
-        return (None, None, None, None, *grads[:3], None, None, None, *grads[3:])
+                grads = _kernel_backward(ctx, inputs, cell_states, reserve, above_all, needs)
+        return (None, None, None, None, None, *grads[:3], None, None, None, *grads[3:])
+
+
+def _kernel_backward(
+    ctx: Any,
+    inputs: LayerInputs,
+    cell_states: Tensor | None,
+    reserve: Tensor | None,
+    above: Gradients,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients by the backend that served forward."""
+    backend, problem = ctx.served
+    if ctx.recompute:
+        cell_states, reserve = backend.forward(problem, inputs)[3:]
+        donated = True
+    elif ctx.consumed:
+        raise RuntimeError(
+            "Trying to backward through the graph a second time: a first backward "
+            "did not keep it and was interrupted after saved values were overwritten"
+        )
+    else:
+        donated = ctx.consumed = _is_donated(ctx.donation, reserve)
+    result = backend.backward(
+        problem,
+        inputs,
+        cell_states,
+        reserve,
+        above,
+        Needs(needs[0], needs[1], needs[2], needs[3:]),
+        donated=donated,
+    )
+    return [result.x, result.h0, result.c0, *result.weights]
 
 
 def _donation(reserve: Tensor | None) -> int:
@@ -119,14 +141,14 @@ def _donation(reserve: Tensor | None) -> int:
     return 0 if reserve is None or hooked else reserve.data_ptr()
 
 
-def _is_donated(donation: int, reserve: Tensor) -> bool:
+def _is_donated(donation: int, reserve: Tensor | None) -> bool:
     """Whether the running backward is the last to read the reserve.
 
     It is where the graph is not kept, and where what came back is the very memory that was saved.
     """
     if torch._C._autograd._get_current_graph_task_keep_graph():
         return False
-    return donation != 0 and reserve.data_ptr() == donation
+    return reserve is not None and donation != 0 and reserve.data_ptr() == donation
 
 
 def _transformed(grads: Sequence[Tensor]) -> bool:
@@ -185,17 +207,31 @@ def _reference() -> DifferentiableBackend:
 
 
 def layer(
-    cell: str, inputs: LayerInputs, *, directions: int, keep_cell_states: bool
+    cell: str,
+    inputs: LayerInputs,
+    *,
+    directions: int,
+    keep_cell_states: bool,
+    recompute: bool = False,
 ) -> LayerOutputs:
     """One layer, both of its directions, by whichever backend serves it.
 
     The result has no reserve, and cell states only where they were asked for. Under autocast the
     layer runs in the dtype of its weights, states and accumulation included.
+
+    Args:
+        recompute: keep nothing but the inputs for backward, which runs forward again.
     """
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(inputs.x.device.type):
         with torch.autocast(inputs.x.device.type, enabled=False):
             inputs = _in_dtype_of_weights(inputs)
-            return layer(cell, inputs, directions=directions, keep_cell_states=keep_cell_states)
+            return layer(
+                cell,
+                inputs,
+                directions=directions,
+                keep_cell_states=keep_cell_states,
+                recompute=recompute,
+            )
     needs_grad = _needs_grad(inputs)
     problem = Problem.of(
         cell,
@@ -206,6 +242,8 @@ def layer(
     )
     backend = backends.select(problem)
     if isinstance(backend, DifferentiableBackend):
+        if recompute and needs_grad and not backends.transformed():
+            return _checkpointed(backend, problem, inputs)
         return backend.layer(problem, inputs)
     assert isinstance(backend, FusedBackend)
     traced = ops.sees_operators(inputs)
@@ -219,6 +257,7 @@ def layer(
             cell,
             directions,
             keep_cell_states,
+            recompute,
             x,
             h0,
             c0,
@@ -236,6 +275,30 @@ def layer(
         rest[1] if keep_cell_states else None,
         None,
     )
+
+
+def _checkpointed(
+    backend: DifferentiableBackend, problem: Problem, inputs: LayerInputs
+) -> LayerOutputs:
+    """``recompute`` where autograd, not ``_Layer``, decides what is kept."""
+
+    def run(
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        lengths: Tensor | None,
+        batch_sizes: Tensor | None,
+        reset: Tensor | None,
+        *weights: Tensor,
+    ) -> LayerOutputs:
+        return backend.layer(problem, LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset))
+
+    # One by one: checkpoint watches the versions of tensors that are arguments of their own.
+    x, h0, c0, weights, *masks = inputs
+    outputs: LayerOutputs = checkpoint(
+        run, x, h0, c0, *masks, *weights, use_reentrant=False, preserve_rng_state=False
+    )
+    return outputs
 
 
 def _in_dtype_of_weights(inputs: LayerInputs) -> LayerInputs:

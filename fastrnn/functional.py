@@ -19,6 +19,9 @@ All three take
   direction drops the state it carries from t + 1 into t at the same places. For a PackedSequence
   the rows are in the user's order.
 * ``dropout`` on the outputs of all layers but the last, while ``training``.
+* ``recompute``: keep nothing for backward but the input of each layer, 1 float per unit and step
+  instead of 5 more for LSTM, 4 for GRU, 1 for a vanilla layer; backward runs forward again. The
+  same numbers, in up to 1.4 times the time.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ def lstm(
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     return_cell_states: bool = False,
+    recompute: bool = False,
 ) -> (
     tuple[Output, tuple[Tensor, Tensor]] | tuple[Output, tuple[Tensor, Tensor], tuple[Output, ...]]
 ):
@@ -83,6 +87,7 @@ def lstm(
         lengths=lengths,
         reset=reset,
         return_cell_states=return_cell_states,
+        recompute=recompute,
     )
     assert c_n is not None
     return (output, (h_n, c_n), cell_states) if return_cell_states else (output, (h_n, c_n))
@@ -101,6 +106,7 @@ def gru(
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     reset_after: bool = True,
+    recompute: bool = False,
 ) -> tuple[Output, Tensor]:
     """Gated recurrent unit, in both forms of the literature.
 
@@ -129,6 +135,7 @@ def gru(
         training=training,
         lengths=lengths,
         reset=reset,
+        recompute=recompute,
     )
     return output, h_n
 
@@ -146,6 +153,7 @@ def rnn(
     training: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Output, Tensor]:
     """Vanilla recurrence ``h' = g(W_ih x + b_ih + W_hh h + b_hh)`` (Elman 1990).
 
@@ -175,6 +183,7 @@ def rnn(
         training=training,
         lengths=lengths,
         reset=reset,
+        recompute=recompute,
     )
     return output, h_n
 
@@ -194,6 +203,7 @@ def sequence(
     lengths: Tensor | Sequence[int] | None,
     reset: Tensor | None,
     return_cell_states: bool = False,
+    recompute: bool = False,
 ) -> tuple[Output, Tensor, Tensor | None, tuple[Output, ...]]:
     """A stack of layers of any cell: what the functions above and the modules share.
 
@@ -265,7 +275,13 @@ def sequence(
             batch_sizes,
             reset,
         )
-        outputs = layer(cell, inputs, directions=directions, keep_cell_states=return_cell_states)
+        outputs = layer(
+            cell,
+            inputs,
+            directions=directions,
+            keep_cell_states=return_cell_states,
+            recompute=recompute,
+        )
         x = outputs.y
         layers.append(outputs)
 

@@ -4,6 +4,10 @@ They exist for what looks at torch operators (compile, export, fake tensors); ea
 tensors go to the backends directly, which saves the dispatcher's microseconds. The backend is
 chosen inside, on real tensors, so one fake kernel describes them all. An operator has a fixed
 number of outputs: what a cell or a call does not have is an empty tensor here.
+
+``layer_backward`` without cell_states and reserve runs forward first. That is part of the one
+operator, which needs the gradients of the outputs: no partitioner of a compiler can then move the
+forward out of backward and keep its results.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ _library.define(
     "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor cell_states, Tensor reserve)"
 )
 _library.define(
-    f"layer_backward({_INPUTS}, Tensor cell_states, Tensor reserve, Tensor grad_y, "
+    f"layer_backward({_INPUTS}, Tensor? cell_states, Tensor? reserve, Tensor grad_y, "
     "Tensor grad_h_n, Tensor? grad_c_n, Tensor? grad_cell_states, bool[] needs) -> Tensor[]"
 )
 
@@ -104,15 +108,18 @@ def _backward(
     reset: Tensor | None,
     directions: int,
     keep_cell_states: bool,
-    cell_states: Tensor,
-    reserve: Tensor,
+    cell_states: Tensor | None,
+    reserve: Tensor | None,
     grad_y: Tensor,
     grad_h_n: Tensor,
     grad_c_n: Tensor | None,
     grad_cell_states: Tensor | None,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of x, h0, c0 and the weights; an empty tensor where ``needs`` says no."""
+    """Gradients of x, h0, c0 and the weights; an empty tensor where ``needs`` says no.
+
+    Runs forward first where neither cell_states nor reserve were kept.
+    """
     inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
     problem = _problem(cell, inputs, directions, keep_cell_states, training=True)
     problem.check_backward((cell_states, reserve), (grad_y, grad_h_n, grad_c_n, grad_cell_states))
@@ -122,11 +129,16 @@ def _backward(
         None if grad_c_n is None else grad_c_n.contiguous(),
         None if grad_cell_states is None else grad_cell_states.contiguous(),
     )
-    cell_states, reserve = cell_states.contiguous(), reserve.contiguous()
+    backend = backends.select_fused(problem)
     needed = Needs(needs[0], needs[1], needs[2], needs[3:])
-    result = backends.select_fused(problem).backward(
-        problem, inputs, cell_states, reserve, grads, needed
-    )
+    if reserve is None:
+        cell_states, reserve = backend.forward(problem, inputs)[3:]
+        assert reserve is not None
+        donated = True
+    else:
+        cell_states = None if cell_states is None else cell_states.contiguous()
+        reserve, donated = reserve.contiguous(), False
+    result = backend.backward(problem, inputs, cell_states, reserve, grads, needed, donated=donated)
     flat = (result.x, result.h0, result.c0, *result.weights)
     return [x.new_empty(0) if grad is None else grad for grad in flat]
 
@@ -142,8 +154,8 @@ def _backward_fake(
     reset: Tensor | None,
     directions: int,
     keep_cell_states: bool,
-    cell_states: Tensor,
-    reserve: Tensor,
+    cell_states: Tensor | None,
+    reserve: Tensor | None,
     grad_y: Tensor,
     grad_h_n: Tensor,
     grad_c_n: Tensor | None,

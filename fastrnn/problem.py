@@ -254,7 +254,8 @@ class Problem(NamedTuple):
         """Validate what a backward is given beside the inputs: saved tensors and gradients.
 
         Args:
-            saved: cell_states and reserve. grads: of y, h_n, c_n and cell_states.
+            saved: cell_states and reserve; neither, if forward is to run again.
+            grads: of y, h_n, c_n and cell_states.
 
         Raises:
             RuntimeError: one is missing, or has the wrong shape, dtype or device.
@@ -262,9 +263,10 @@ class Problem(NamedTuple):
         d, h, r = self.directions, self.hidden_size, self.output_size
         has_c = self.cell.has_cell_state
         states = self.sequence_shape(d * h)
+        kept = any(tensor is not None for tensor in saved)
         expected = (
-            ("cell_states", saved[0], states, has_c),
-            ("reserve", saved[1], (d, self.rows, self.reserve_width), True),
+            ("cell_states", saved[0], states, has_c and kept),
+            ("reserve", saved[1], (d, self.rows, self.reserve_width), kept),
             ("grad_y", grads[0], self.sequence_shape(d * r), True),
             ("grad_h_n", grads[1], (d, self.batch, r), True),
             ("grad_c_n", grads[2], (d, self.batch, h), False),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._C import _is_any_autocast_enabled
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
+from torch.utils.checkpoint import checkpoint
 
 from ..cells import CELLS, Cell
 from ..functional import sequence
@@ -38,8 +39,13 @@ class SequenceModule(nn.RNNBase):
     _torch_forward: ClassVar[TorchForward]
     #: What torch's module says of an input that is neither 2-D nor 3-D.
     _rank_message: ClassVar[str]
-    #: Class attribute so that a state pickled by torch.nn, which lacks it, has the default.
+    #: Class attributes so that a state pickled by torch.nn, which lacks them, has the defaults.
     return_cell_states: bool = False
+    recompute: bool = False
+
+    def __init__(self, mode: str, /, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
+        super().__init__(mode, *args, **kwargs)
+        self.recompute = check_flag("recompute", recompute)
 
     def _run(
         self,
@@ -61,6 +67,8 @@ class SequenceModule(nn.RNNBase):
         if _is_any_autocast_enabled() or recorded():
             options = self._options(lengths, reset)
             if options is None:
+                if self.recompute and not recorded():  # nobody records a backward
+                    return checkpoint(self._torch_forward, input, hx, use_reentrant=False)
                 return self._torch_forward(input, hx)
             refuse_jit_trace(options)
         if isinstance(input, PackedSequence):
@@ -136,6 +144,7 @@ class SequenceModule(nn.RNNBase):
             lengths=lengths,
             reset=reset,
             return_cell_states=self.return_cell_states,
+            recompute=self.recompute,
         )
         return output, (h_n if c_n is None else (h_n, c_n)), cell_states
 
@@ -180,6 +189,10 @@ class SequenceModule(nn.RNNBase):
         if CELL_OF_MODE[self.mode].torch_name is None:
             options.append(f"mode {self.mode}")
         return ", ".join(options) or None
+
+    def extra_repr(self) -> str:
+        extra = super().extra_repr()
+        return f"{extra}, recompute=True" if self.recompute else extra
 
     def flatten_parameters(self) -> None:
         """torch's own, for its fallback on GPUs; it does not know the modes torch lacks."""

@@ -45,6 +45,9 @@ class RNN(SequenceModule):
         dropout: probability of an element of a layer's output (but the last's) to be zeroed.
         bidirectional: a second set of weights reads the sequence from its end.
         device, dtype: of the parameters.
+        recompute: (beyond torch.nn, keyword only) keep nothing for backward but the input of each
+            layer, which backward runs forward again from: the same numbers, memory for time. See
+            ``fastrnn.functional``.
 
     Parameters, for each layer k, and again with the suffix ``_reverse`` if bidirectional:
     ``weight_ih_l{k} (H, I or D*H)``, ``weight_hh_l{k} (H, H)``, ``bias_ih_l{k}`` and
@@ -77,6 +80,8 @@ class RNN(SequenceModule):
         bidirectional: bool = False,
         device: torch.types.Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
     ) -> None: ...
 
     @overload
@@ -169,6 +174,9 @@ class LSTM(SequenceModule):
         device, dtype: of the parameters.
         return_cell_states: (beyond torch.nn, keyword only) forward also returns the cell states
             of every step.
+        recompute: (beyond torch.nn, keyword only) keep nothing for backward but the input of each
+            layer, which backward runs forward again from: the same numbers, memory for time. See
+            ``fastrnn.functional``.
 
     Parameters, for each layer k, and again with the suffix ``_reverse`` if bidirectional:
     ``weight_ih_l{k} (4H, I or D*R)``, ``weight_hh_l{k} (4H, R)``, ``bias_ih_l{k}`` and
@@ -202,6 +210,7 @@ class LSTM(SequenceModule):
         dtype: torch.dtype | None = None,
         *,
         return_cell_states: bool = False,
+        recompute: bool = False,
     ) -> None: ...
 
     @overload
@@ -304,6 +313,9 @@ class GRU(SequenceModule):
         device, dtype: of the parameters.
         reset_after: (beyond torch.nn, keyword only) False for the form of Cho et al.; ``mode`` is
             then ``'GRU_RESET_BEFORE'``.
+        recompute: (beyond torch.nn, keyword only) keep nothing for backward but the input of each
+            layer, which backward runs forward again from: the same numbers, memory for time. See
+            ``fastrnn.functional``.
 
     Parameters, for each layer k, and again with the suffix ``_reverse`` if bidirectional:
     ``weight_ih_l{k} (3H, I or D*H)``, ``weight_hh_l{k} (3H, H)``, ``bias_ih_l{k}`` and
@@ -335,6 +347,7 @@ class GRU(SequenceModule):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
+        recompute: bool = False,
     ) -> None: ...
 
     @overload
