@@ -106,7 +106,7 @@ def test_states_of_old_versions(kind: str, bias: bool) -> None:
     """Without proj_size (before 1.8), nonlinearity, or the names of the weights."""
     ours, theirs = pair(kind, 3, 4, 2, bidirectional=True, bias=bias)
     state = copy.deepcopy(ours.__getstate__())
-    for name in ("proj_size", "nonlinearity", "return_cell_states"):
+    for name in ("proj_size", "nonlinearity", "return_cell_states", "recompute"):
         state.pop(name, None)
     names = state["_all_weights"]
     state["_all_weights"] = [[None] * len(layer) for layer in names]

@@ -203,6 +203,9 @@ def test_repr_of_options() -> None:
         "GRU(3, 4, num_layers=2, reset_after=False)": fastrnn.GRU(3, 4, 2, reset_after=False),
         "GRU(3, 4)": fastrnn.GRU(3, 4, reset_after=True),
         "LSTM(3, 4, return_cell_states=True)": fastrnn.LSTM(3, 4, return_cell_states=True),
+        "GRU(3, 4, recompute=True, reset_after=False)": fastrnn.GRU(
+            3, 4, reset_after=False, recompute=True
+        ),
         "GRUCell(3, 4, reset_after=False)": fastrnn.GRUCell(3, 4, reset_after=False),
         "RNNCell(3, 4, nonlinearity=identity)": fastrnn.RNNCell(3, 4, True, "identity"),
     }
