@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -29,23 +30,37 @@ def test_weights_of_a_wrapper_subclass(kind: type[nn.Module]) -> None:
     torch.testing.assert_close(actual, expected)
 
 
-def test_backward_again_after_one_that_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients may overwrite saved values; a second backward must not read what is left."""
-    if "cpu" not in BACKENDS:
-        return
-    from fastrnn.backends import cpu
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backward_again_after_one_that_was_interrupted(
+    backend: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients may overwrite saved values; a second backward must not read what is left.
 
-    module = fastrnn.LSTM(3, 4)
+    With ``recompute`` nothing is saved that they could overwrite.
+    """
+    module = fastrnn.LSTM(3, 4, recompute=recompute)
     x = torch.randn(5, 2, 3, requires_grad=True)
-    loss = module(x)[0].sum()
+    with fastrnn.use_backend(backend):
+        loss = module(x)[0].sum()
+        expected = torch.autograd.grad(module(x)[0].sum(), [x, *module.parameters()])
+    kind: Any = type(fastrnn.backends.get(backend))
+    backward = kind.backward
 
-    def interrupt(*_: object, **__: object) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        backward(*args, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cpu._Products, "input", interrupt)
+        patch.setattr(kind, "backward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             torch.autograd.grad(loss, [x, *module.parameters()])
+    if recompute:
+        for actual, grad in zip(
+            torch.autograd.grad(loss, [x, *module.parameters()]), expected, strict=True
+        ):
+            assert torch.equal(actual, grad)
+        return
     with pytest.raises(RuntimeError, match="Trying to backward through the graph a second time"):
         torch.autograd.grad(loss, [x, *module.parameters()])
 
