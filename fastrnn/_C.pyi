@@ -29,20 +29,19 @@ def backward_float32(
     threads: int,
     sizes: Sequence[int],
     weights: Sequence[int],
+    x: int,
+    x_step: int,
+    x_row: int,
     h0: int,
     c0: int,
     cell_states: int,
     reserve: int,
-    grad_y: int,
-    grad_h_n: int,
-    grad_c_n: int,
-    grad_cell_states: int,
-    da: int,
-    h_prev: int,
-    mid: int,
-    dh: int,
+    donated: bool,
+    above: Sequence[int],
+    grad_x: int,
     grad_h0: int,
     grad_c0: int,
+    grads: Sequence[int],
     /,
 ) -> None: ...
 
@@ -52,7 +51,6 @@ def elementwise_float32(name: str, input: int, output: int, count: int, /) -> No
 
 elementwise_float64 = elementwise_float32
 
-def prefer_huge_pages(data: int, bytes: int, /) -> None: ...
 def targets() -> list[str]: ...
 def active_target() -> str: ...
 def select_target(name: str, /) -> bool: ...

@@ -50,12 +50,13 @@ void fill_sizes(Arguments& a, const SizeList& s) {
   a.reset_step = s[10], a.reset_row = s[11];
 }
 
-template <class T>
-void fill_weights(Weights<T>* weights, const WeightList& list) {
+// Weights or WeightGrads.
+template <template <class> class W, class T>
+void fill_weights(W<T>* weights, const WeightList& list) {
   for (int d = 0; d < 2; ++d) {
     const Address* w = list.data() + 5 * d;
-    weights[d] = {pointer<const T>(w[0]), pointer<const T>(w[1]), pointer<const T>(w[2]),
-                  pointer<const T>(w[3]), pointer<const T>(w[4])};
+    weights[d] = {pointer<T>(w[0]), pointer<T>(w[1]), pointer<T>(w[2]), pointer<T>(w[3]),
+                  pointer<T>(w[4])};
   }
 }
 
@@ -102,19 +103,23 @@ void layer_forward(int cell, int threads, const SizeList& sizes, const WeightLis
 
 template <class T>
 void layer_backward(int cell, int threads, const SizeList& sizes, const WeightList& weights,
-                    Address h0, Address c0, Address cell_states, Address reserve, Address grad_y,
-                    Address grad_h_n, Address grad_c_n, Address grad_cell_states, Address da,
-                    Address h_prev, Address mid, Address dh, Address grad_h0, Address grad_c0) {
+                    Address x, int64_t x_step, int64_t x_row, Address h0, Address c0,
+                    Address cell_states, Address reserve, bool donated,
+                    const std::array<Address, 4>& above, Address grad_x, Address grad_h0,
+                    Address grad_c0, const WeightList& grads) {
   Backward<T> a;
   fill_sizes(a, sizes);
   fill_weights(a.weights, weights);
+  a.x = pointer<const T>(x), a.x_step = x_step, a.x_row = x_row;
   a.h0 = pointer<const T>(h0), a.c0 = pointer<const T>(c0);
-  a.cell_states = pointer<const T>(cell_states), a.reserve = pointer<const T>(reserve);
-  a.grad_y = pointer<const T>(grad_y), a.grad_h_n = pointer<const T>(grad_h_n);
-  a.grad_c_n = pointer<const T>(grad_c_n);
-  a.grad_cell_states = pointer<const T>(grad_cell_states);
-  a.da = pointer<T>(da), a.h_prev = pointer<T>(h_prev), a.mid = pointer<T>(mid);
-  a.dh = pointer<T>(dh), a.grad_h0 = pointer<T>(grad_h0), a.grad_c0 = pointer<T>(grad_c0);
+  a.cell_states = pointer<const T>(cell_states);
+  a.reserve = pointer<T>(reserve), a.donated = donated;
+  a.grad_y = pointer<const T>(above[0]), a.grad_h_n = pointer<const T>(above[1]);
+  a.grad_c_n = pointer<const T>(above[2]);
+  a.grad_cell_states = pointer<const T>(above[3]);
+  a.grad_x = pointer<T>(grad_x);
+  a.grad_h0 = pointer<T>(grad_h0), a.grad_c0 = pointer<T>(grad_c0);
+  fill_weights(a.grads, grads);
   const CellKernels<T>& table = kernels_of<T>(cell);
   bool done;
   {
@@ -168,12 +173,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("backward_float64", &layer_backward<double>);
   m.def("elementwise_float32", &elementwise<float>);
   m.def("elementwise_float64", &elementwise<double>);
-  m.def(
-      "prefer_huge_pages",
-      [](Address data, int64_t bytes) {
-        active_target().prefer_huge_pages(pointer<void>(data), bytes);
-      },
-      "Ask the system for large pages in a buffer that has not been touched yet.");
   m.def("targets", &targets, "CPU targets that were built and run here, best last.");
   m.def("active_target", [] { return active_target().name; });
   m.def(

@@ -54,24 +54,35 @@ struct Forward : Sizes {
   T* reserve = nullptr;      // (D, rows, S*H [+ R]) or null when no backward will follow
 };
 
+// Where the gradients of a direction's weights go; null where one is not needed.
+template <class T>
+struct WeightGrads {
+  T* w_ih = nullptr;
+  T* w_hh = nullptr;
+  T* b_ih = nullptr;
+  T* b_hh = nullptr;
+  T* w_hr = nullptr;
+};
+
 template <class T>
 struct Backward : Sizes {
+  const T* x = nullptr;  // as in Forward
+  int64_t x_step = 0, x_row = 0;
   const T* h0 = nullptr;
   const T* c0 = nullptr;
   Weights<T> weights[2];
   const T* cell_states = nullptr;
-  const T* reserve = nullptr;
+  T* reserve = nullptr;
+  bool donated = false;                 // whether the reserve may be overwritten
   const T* grad_y = nullptr;            // (rows, D*R)
   const T* grad_h_n = nullptr;          // (D, B, R)
   const T* grad_c_n = nullptr;          // (D, B, H) or null
   const T* grad_cell_states = nullptr;  // (rows, D*H) or null
-  // Written; the products over all rows that make weight gradients of them are torch's.
-  T* da = nullptr;       // (D, rows, S*H) gradients of the pre-activations, 0 beyond the lengths
-  T* h_prev = nullptr;   // (D, rows, R) the state that entered each step, 0 beyond the lengths
-  T* mid = nullptr;      // (D, rows, H) r h of gru_reset_before, o tanh(c) before a projection
-  T* dh = nullptr;       // (D, rows, R) gradient of h, with a projection only
-  T* grad_h0 = nullptr;  // (D, B, R) or null when not needed
+  // Written; each null when not needed.
+  T* grad_x = nullptr;   // (rows, I)
+  T* grad_h0 = nullptr;  // (D, B, R)
   T* grad_c0 = nullptr;  // (D, B, H)
+  WeightGrads<T> grads[2];
 };
 
 }  // namespace fastrnn

@@ -1,15 +1,18 @@
 // Backpropagation through time, generic over the cell.
 //
 // The steps in reverse: gradient of h from above and, through W_hh, from the next step; the
-// cell's functor turns it into gradients of the pre-activations (da). What the products over all
-// rows need besides (the states that entered each step) is computed again here from the reserve.
+// cell's functor turns it into gradients of the pre-activations (da), over the saved values where
+// those are not needed again. The states that entered each step are computed again from the
+// reserve. Last come the products over all rows: gradients of weights, biases and input.
 // The ownership of rows and units, and the pointers to zeros, are as in forward.h.
 #pragma once
 
 #include "../core/cells/gru.h"
 #include "../core/cells/lstm.h"
 #include "../core/cells/vanilla.h"
-#include "forward.h"
+#include "gradients.h"
+#include "plan.h"
+#include "timeline.h"
 
 FASTRNN_NAMESPACE_BEGIN
 
@@ -25,10 +28,19 @@ struct BackwardShared {
   T* carry = nullptr;           // (B, R) what reaches h_{t-1} directly
   T* dc = nullptr;              // (B, H)
   T* zeros = nullptr;
+  RowValues<T> values;
 
   void set_up(const Backward<T>& p, int direction, Arena& arena) {
     const int64_t H = p.hidden, R = p.output;
     const Weights<T>& w = p.weights[direction];
+    const int64_t width = Cell::kSaved * H;
+    const int64_t reserved = width + (w.w_hr ? R : 0);
+    values.da_width = p.donated ? reserved : width;
+    values.da =
+        p.donated ? p.reserve + direction * p.rows * reserved : arena.take<T>(p.rows * width);
+    values.h_prev = arena.take<T>(p.rows * R);
+    if (Cell::kTwoStage || w.w_hr) values.mid = arena.take<T>(p.rows * H);
+    if (w.w_hr) values.dh = arena.take<T>(p.rows * R);
     recurrent.shape = {R, kThrough * H};
     recurrent.matrix = {w.w_hh, 0, 1, R};
     // One step and no initial state that wants a gradient: nothing goes through W_hh.
@@ -73,8 +85,7 @@ class BackwardPass {
 
  public:
   BackwardPass(const Backward<T>& args, int direction, const Timeline& timeline,
-               BackwardShared<Cell, T>& shared, const BackwardPointers<T>& pointers, Split split,
-               Team team)
+               BackwardShared<Cell, T>& shared, const BackwardPointers<T>& pointers, Part part)
       : p_(args),
         d_(direction),
         H_(args.hidden),
@@ -83,59 +94,40 @@ class BackwardPass {
         width_(kS * H_ + (projected_ ? R_ : 0)),
         timeline_(timeline),
         course_{args.steps, direction == 1},
-        rows_{timeline, split == Split::rows ? team.rank : 0, split == Split::rows ? team.size : 1},
+        rows_{timeline, part.first_row(), part.row_stride()},
         shared_(shared),
         at_(pointers),
-        split_(split),
-        team_(team),
-        units_(own_units(H_)),
-        outputs_(own_units(R_)) {}
+        part_(part),
+        units_(part.units(H_, kBlock)),
+        outputs_(part.units(R_, kBlock)) {}
 
   void run() {
     pack();
     restore_states();
     for (int64_t s = p_.steps - 1; s >= 0; --s) step(course_.step(s));
     finish();
+    part_.team.wait();
   }
 
  private:
-  Range own_units(int64_t units) const {
-    Range result((units + kBlock - 1) / kBlock, split_ == Split::units ? team_.rank : 0,
-                 split_ == Split::units ? team_.size : 1);
-    result.begin *= kBlock;
-    result.end = result.end * kBlock < units ? result.end * kBlock : units;
-    return result;
-  }
-  int64_t panel_begin(const Range& units) const { return units.begin / kBlock; }
-  int64_t panel_end(const Range& units) const { return (units.end + kBlock - 1) / kBlock; }
-  template <class Op>
-  void pack_share(Op& op, const Range& own) {
-    const Range share(op.shape.panels(), team_.rank, team_.size);
-    if (split_ == Split::units) {
-      op.pack(panel_begin(own), panel_end(own));
-    } else {
-      op.pack(share.begin, share.end);
-    }
-  }
   void pack() {
-    pack_share(shared_.recurrent, outputs_);
-    if (Cell::kTwoStage) pack_share(shared_.candidate, units_);
-    if (projected_) pack_share(shared_.projection, units_);
-    if (team_.rank == 0)
+    part_.pack(shared_.recurrent, outputs_);
+    if (Cell::kTwoStage) part_.pack(shared_.candidate, units_);
+    if (projected_) part_.pack(shared_.projection, units_);
+    if (part_.team.rank == 0)
       for (int64_t j = 0; j < kS * H_; ++j) shared_.zeros[j] = T(0);
-    team_.wait();
-  }
-  void meet() const {
-    if (split_ == Split::units) team_.wait();
+    part_.team.wait();
   }
 
-  int64_t row(int64_t t, int64_t b) const { return d_ * p_.rows + timeline_.row(t, b); }
-  int64_t column_row(int64_t t, int64_t b) const {
-    return timeline_.row(t, b) * p_.directions + d_;
+  int64_t row(int64_t t, int64_t b) const { return timeline_.row(t, b); }
+  int64_t column_row(int64_t t, int64_t b) const { return row(t, b) * p_.directions + d_; }
+  const T* saved_row(int64_t t, int64_t b) const {
+    return p_.reserve + (d_ * p_.rows + row(t, b)) * width_;
   }
-  const T* saved_row(int64_t t, int64_t b) const { return p_.reserve + row(t, b) * width_; }
-  T* da_row(int64_t t, int64_t b) const { return p_.da + row(t, b) * kS * H_; }
-  T* h_prev_row(int64_t t, int64_t b) const { return p_.h_prev + row(t, b) * R_; }
+  T* da_row(int64_t t, int64_t b) const {
+    return shared_.values.da + row(t, b) * shared_.values.da_width;
+  }
+  T* h_prev_row(int64_t t, int64_t b) const { return shared_.values.h_prev + row(t, b) * R_; }
   int64_t state_row(int64_t b) const { return d_ * p_.batch + b; }
   const T* c_row(int64_t t, int64_t b) const { return p_.cell_states + column_row(t, b) * H_; }
   const T* c_before(int64_t t, int64_t b, int64_t length) const {
@@ -144,14 +136,11 @@ class BackwardPass {
     return p_.c0 ? p_.c0 + state_row(b) * H_ : shared_.zeros;
   }
 
-  // h_prev of every row, and mid where there is one; zeros beyond the ends of sequences.
+  // h_prev of every row, and mid where there is one.
   void restore_states() {
-    const int64_t count = rows_.count(p_.batch);
     for (int64_t s = 0; s < p_.steps; ++s) {
       const int64_t t = course_.step(s), alive = rows_.alive(t);
       for (int64_t i = 0; i < alive; ++i) restore_row(t, rows_.batch_row(i), rows_.length(i));
-      if (p_.batch_sizes) continue;
-      for (int64_t i = alive; i < count; ++i) clear_row(t, rows_.batch_row(i));
     }
   }
 
@@ -175,8 +164,8 @@ class BackwardPass {
         Cell::output(values, V::load(c + j, n), V::load(h + j, n)).store(h_prev + j, n);
       });
     }
-    if (!p_.mid) return;
-    T* mid = p_.mid + row(t, b) * H_;
+    if (!shared_.values.mid) return;
+    T* mid = shared_.values.mid + row(t, b) * H_;
     const T* saved = saved_row(t, b);
     for_own_units([&](int64_t j, int n) {
       if constexpr (Cell::kTwoStage) {
@@ -189,22 +178,9 @@ class BackwardPass {
     });
   }
 
-  void clear_row(int64_t t, int64_t b) {
-    copy_own(outputs_, nullptr, h_prev_row(t, b));
-    for (int k = 0; k < kS; ++k) copy_own(units_, nullptr, da_row(t, b) + k * H_);
-    if (p_.mid) copy_own(units_, nullptr, p_.mid + row(t, b) * H_);
-    if (p_.dh) copy_own(outputs_, nullptr, p_.dh + row(t, b) * R_);
-  }
-
-  // Copies the own range; from null: zeros.
   static void copy_own(const Range& own, const T* from, T* to) {
     const int64_t bytes = (own.end - own.begin) * int64_t(sizeof(T));
-    if (bytes <= 0) return;
-    if (from) {
-      memcpy(to + own.begin, from + own.begin, bytes);
-    } else {
-      memset(to + own.begin, 0, bytes);
-    }
+    if (bytes > 0) memcpy(to + own.begin, from + own.begin, bytes);
   }
   template <class Function>
   void for_own_units(const Function& function) const {
@@ -240,7 +216,7 @@ class BackwardPass {
       tiles(recurrent, units_, at_.a, alive, all_zero, [&](int64_t i, int64_t j, int n, V tile) {
         candidate_gradients(i, j, n, gradient_of_h(i, j, n, tile));
       });
-      meet();
+      part_.meet();
       for (int64_t i = 0; i < alive; ++i) at_.a[i] = da_of(i) + 2 * H_;
       tiles(candidate, units_, at_.a, alive, false,
             [&](int64_t i, int64_t j, int n, V tile) { gate_gradients(i, j, n, tile); });
@@ -248,7 +224,7 @@ class BackwardPass {
       tiles(recurrent, outputs_, at_.a, alive, all_zero, [&](int64_t i, int64_t j, int n, V tile) {
         gradient_of_h(i, j, n, tile).store(dh_of(i) + j, n);
       });
-      meet();
+      part_.meet();
       for (int64_t i = 0; i < alive; ++i) at_.a[i] = dh_of(i);
       tiles(projection, units_, at_.a, alive, false,
             [&](int64_t i, int64_t j, int n, V tile) { cell_gradients(i, j, n, tile); });
@@ -257,7 +233,7 @@ class BackwardPass {
         cell_gradients(i, j, n, gradient_of_h(i, j, n, tile));
       });
     }
-    meet();
+    part_.meet();
   }
 
   // function(own row, unit, valid values, result of the product) for every own row and unit.
@@ -271,7 +247,7 @@ class BackwardPass {
           function(i, j, int(own.end - j < kWidth ? own.end - j : kWidth), V(T(0)));
       return;
     }
-    for_each_tile(op, panel_begin(own), panel_end(own), a, rows,
+    for_each_tile(op, Part::panels(op, own), a, rows,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m)
                       for (int u = 0; u < vectors; ++u, tile += kWidth)
@@ -280,8 +256,8 @@ class BackwardPass {
                   });
   }
 
-  T* da_of(int64_t i) const { return p_.da + (d_ * p_.rows + at_.row[i]) * kS * H_; }
-  T* dh_of(int64_t i) const { return p_.dh + (d_ * p_.rows + at_.row[i]) * R_; }
+  T* da_of(int64_t i) const { return shared_.values.da + at_.row[i] * shared_.values.da_width; }
+  T* dh_of(int64_t i) const { return shared_.values.dh + at_.row[i] * R_; }
 
   V gradient_of_h(int64_t i, int64_t j, int n, V through_weights) const {
     const T* above = p_.grad_y + (at_.row[i] * p_.directions + d_) * R_;
@@ -371,45 +347,63 @@ class BackwardPass {
   const Rows rows_;
   BackwardShared<Cell, T>& shared_;
   const BackwardPointers<T>& at_;
-  const Split split_;
-  const Team team_;
+  const Part part_;
   const Range units_, outputs_;
 };
 
+// Returns false when there is no memory for the workspace.
 template <class Cell, class T>
 bool backward(const Backward<T>& args, int threads) {
-  const int64_t H = args.hidden, R = args.output;
+  const int64_t H = args.hidden, R = args.output, I = args.input;
   const bool projected = args.weights[0].w_hr != nullptr;
-  const Plan plan =
-      make_plan<T>(args, Cell::kGates * H * R, 1 + Cell::kTwoStage + projected, 0, threads);
-  const auto prepare = [&](Arena& arena, BackwardShared<Cell, T>* shared) {
-    for (int d = 0; d < args.directions; ++d) shared[d].set_up(args, d, arena);
-    return arena.used();
-  };
+  const int64_t recurrent = Cell::kGates * H * R;
+  const Work work = {recurrent, 1 + Cell::kTwoStage + projected,
+                     recurrent + 2 * Cell::kGates * H * I, true};
+  const Plan plan = make_plan<T>(args, work, threads);
+
   BackwardShared<Cell, T> shared[2];
+  const auto prepare = [&](Arena& arena) {
+    for (int d = 0; d < args.directions; ++d) shared[d].set_up(args, d, arena);
+  };
   Arena measured(nullptr);
-  Timeline(args, measured);
-  const int64_t common = prepare(measured, shared);
+  ValidRows<T>(args, Timeline(args, measured), measured);
+  prepare(measured);
+  const int64_t common = measured.used();
   BackwardPointers<T>(args.batch, measured);
+  Products<T>{measured};
   const int64_t per_thread = measured.used() - common;
 
   const Workspace workspace(common + per_thread * plan.threads);
   if (!workspace.data()) return false;
-  const int64_t values = args.rows * args.directions * int64_t(sizeof(T));
-  prefer_huge_pages(args.da, values * Cell::kSaved * H);
-  prefer_huge_pages(args.h_prev, values * R);
+  if (args.grad_x) prefer_huge_pages(args.grad_x, args.rows * I * int64_t(sizeof(T)));
+  for (int d = 0; d < args.directions; ++d) {
+    const WeightGrads<T>& grads = args.grads[d];
+    prefer_huge_pages(grads.w_ih, Cell::kGates * H * I * int64_t(sizeof(T)));
+    prefer_huge_pages(grads.w_hh, recurrent * int64_t(sizeof(T)));
+  }
 
   Arena arena(workspace.data());
   const Timeline timeline(args, arena);
-  prepare(arena, shared);
-  Barrier barriers[2];
+  const ValidRows<T> rows(args, timeline, arena);
+  prepare(arena);
+  const RowValues<T> values[2] = {shared[0].values, shared[1].values};
+  Barrier barriers[2], all;
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
   {
-    Arena own(workspace.data() + common + per_thread * thread_rank());
+    const int rank = thread_rank(), size = team_size();
+    Arena own(workspace.data() + common + per_thread * rank);
     const BackwardPointers<T> pointers(args.batch, own);
-    const Assignment job = assign(args.directions, thread_rank(), team_size(), barriers);
-    for (int d = job.first_direction; d <= job.last_direction; ++d)
-      BackwardPass<Cell, T>(args, d, timeline, shared[d], pointers, plan.split, job.team).run();
+    Products<T> products(own);
+    const Assignment job = assign(args.directions, rank, size, barriers);
+    for (int d = job.first_direction; d <= job.last_direction; ++d) {
+      BackwardPass<Cell, T>(args, d, timeline, shared[d], pointers, Part{plan.split, job.team})
+          .run();
+      weight_gradients<Cell>(args, d, rows, values[d], products, job.team);
+    }
+    if (args.grad_x) {
+      if (args.directions == 2) all.wait(size);
+      input_gradient<Cell>(args, timeline, rows, values, products, rank, size);
+    }
   }
   return true;
 }

@@ -41,7 +41,7 @@ struct ForwardShared {
   Operand<T, Shape::kFirst, Shape::kFirstVectors> recurrent;
   Operand<T, 1, 4> candidate;   // two stages: W_hn
   Operand<T, 1, 4> projection;  // W_hr
-  T* chunk = nullptr;           // (rows of a chunk, S*H) gates of a call that saves none
+  T* chunk = nullptr;           // (rows of a chunk, S*H) input part of the gates
   T* mid = nullptr;             // (B, H) input of the second stage or of the projection
   T* zeros = nullptr;
 
@@ -72,7 +72,7 @@ struct ForwardShared {
       if (pack) projection.panels = arena.take<T>(projection.shape.size());
     }
     if (Cell::kTwoStage || w.w_hr) mid = arena.take<T>(p.batch * H);
-    if (!p.reserve) chunk = arena.take<T>(chunk_steps * p.batch * Cell::kSaved * H);
+    chunk = arena.take<T>(chunk_steps * p.batch * Cell::kSaved * H);
     zeros = arena.take<T>(H > R ? H : R);
   }
 };
@@ -83,7 +83,7 @@ struct ForwardPointers {
   const T** x;
   T** x_gates;
   const T **h_prev, **c_prev;
-  T **mid, **gates, **h, **c;
+  T **mid, **gates, **saved, **h, **c;
 
   ForwardPointers(int64_t batch, int64_t chunk_rows, Arena& arena)
       : x(arena.take<const T*>(chunk_rows)),
@@ -92,6 +92,7 @@ struct ForwardPointers {
         c_prev(arena.take<const T*>(batch)),
         mid(arena.take<T*>(batch)),
         gates(arena.take<T*>(batch)),
+        saved(arena.take<T*>(batch)),
         h(arena.take<T*>(batch)),
         c(arena.take<T*>(batch)) {}
 };
@@ -106,24 +107,23 @@ class ForwardPass {
 
  public:
   ForwardPass(const Forward<T>& args, int direction, const Timeline& timeline,
-              ForwardShared<Cell, T>& shared, const ForwardPointers<T>& pointers, Split split,
-              Team team, int64_t chunk_steps)
+              ForwardShared<Cell, T>& shared, const ForwardPointers<T>& pointers, Part part,
+              int64_t chunk_steps)
       : p_(args),
         d_(direction),
         H_(args.hidden),
         R_(args.output),
-        width_(args.reserve ? kS * H_ + (args.weights[direction].w_hr ? R_ : 0) : kS * H_),
         projected_(args.weights[direction].w_hr != nullptr),
+        width_(kS * H_ + (projected_ ? R_ : 0)),
         timeline_(timeline),
         course_{args.steps, direction == 1},
-        rows_{timeline, split == Split::rows ? team.rank : 0, split == Split::rows ? team.size : 1},
+        rows_{timeline, part.first_row(), part.row_stride()},
         shared_(shared),
         at_(pointers),
-        split_(split),
-        team_(team),
+        part_(part),
         chunk_steps_(chunk_steps),
-        units_(own_blocks(H_, Shape::kBlockVectors)),
-        outputs_(projected_ ? own_blocks(R_, 4) : units_) {}
+        units_(part.units(H_, Shape::kBlockVectors * kWidth)),
+        outputs_(projected_ ? part.units(R_, 4 * kWidth) : units_) {}
 
   void run() {
     pack();
@@ -136,52 +136,20 @@ class ForwardPass {
   }
 
  private:
-  Range own_blocks(int64_t units, int vectors) const {
-    const int64_t block = vectors * kWidth;
-    Range blocks((units + block - 1) / block, split_ == Split::units ? team_.rank : 0,
-                 split_ == Split::units ? team_.size : 1);
-    Range result(units, 0, 1);
-    result.begin = blocks.begin * block;
-    result.end = blocks.end * block < units ? blocks.end * block : units;
-    return result;
-  }
-  template <class Op>
-  int64_t panel_begin(const Op& op, const Range& units) const {
-    return units.begin / op.shape.kUnits;
-  }
-  template <class Op>
-  int64_t panel_end(const Op& op, const Range& units) const {
-    return (units.end + op.shape.kUnits - 1) / op.shape.kUnits;
-  }
-  template <class Op>
-  void pack_share(Op& op, const Range& own) {
-    if (split_ == Split::units) {
-      op.pack(panel_begin(op, own), panel_end(op, own));
-    } else {
-      const Range share(op.shape.panels(), team_.rank, team_.size);
-      op.pack(share.begin, share.end);
-    }
-  }
   void pack() {
-    pack_share(shared_.input, units_);
-    pack_share(shared_.recurrent, units_);
-    if (Cell::kTwoStage) pack_share(shared_.candidate, units_);
-    if (projected_) pack_share(shared_.projection, outputs_);
-    if (team_.rank == 0)
+    part_.pack(shared_.input, units_);
+    part_.pack(shared_.recurrent, units_);
+    if (Cell::kTwoStage) part_.pack(shared_.candidate, units_);
+    if (projected_) part_.pack(shared_.projection, outputs_);
+    if (part_.team.rank == 0)
       for (int64_t j = 0; j < (H_ > R_ ? H_ : R_); ++j) shared_.zeros[j] = T(0);
-    team_.wait();
+    part_.team.wait();
   }
-  // Units depend on all of h, so a team that shares rows meets after each stage.
-  void meet() const {
-    if (split_ == Split::units) team_.wait();
-  }
-
   T* reserve_row(int64_t t, int64_t b) const {
     return p_.reserve + (d_ * p_.rows + timeline_.row(t, b)) * width_;
   }
-  T* gates_row(int64_t s, int64_t s0, int64_t i, int64_t b) const {
-    if (p_.reserve) return reserve_row(course_.step(s), b);
-    return shared_.chunk + ((s - s0) * p_.batch + rows_.index(i)) * width_;
+  T* gates_row(int64_t s, int64_t s0, int64_t i) const {
+    return shared_.chunk + ((s - s0) * p_.batch + rows_.index(i)) * kS * H_;
   }
   T* y_row(int64_t t, int64_t b) const {
     return p_.y + (timeline_.row(t, b) * p_.directions + d_) * R_;
@@ -207,11 +175,11 @@ class ForwardPass {
         const int64_t b = rows_.batch_row(i);
         at_.x[n] = p_.batch_sizes ? p_.x + timeline_.row(t, b) * p_.input
                                   : p_.x + t * p_.x_step + b * p_.x_row;
-        at_.x_gates[n] = gates_row(s, s0, i, b);
+        at_.x_gates[n] = gates_row(s, s0, i);
       }
     }
     const auto& op = shared_.input;
-    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.x, n,
+    for_each_tile(op, Part::panels(op, units_), at_.x, n,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m)
                       for (int u = 0; u < vectors; ++u, tile += kG * kWidth)
@@ -229,7 +197,8 @@ class ForwardPass {
       const int64_t b = rows_.batch_row(i), before = course_.previous(t);
       const bool first = t == course_.first(rows_.length(i));
       const bool reset = timeline_.reset(t, b);
-      at_.gates[i] = gates_row(s, s0, i, b);
+      at_.gates[i] = gates_row(s, s0, i);
+      if (p_.reserve) at_.saved[i] = reserve_row(t, b);
       at_.h_prev[i] = reset ? shared_.zeros : first ? h0_row(b) : y_row(before, b);
       at_.h[i] = y_row(t, b);
       if (shared_.mid) at_.mid[i] = shared_.mid + rows_.index(i) * H_;
@@ -243,21 +212,21 @@ class ForwardPass {
     }
     if constexpr (Cell::kTwoStage) {
       first_stage(alive);
-      meet();
+      part_.meet();
       second_stage(alive);
     } else {
       one_stage(alive);
     }
     if (projected_) {
-      meet();
-      project(t, alive);
+      part_.meet();
+      project(alive);
     }
-    meet();
+    part_.meet();
   }
 
   void one_stage(int64_t alive) {
     const auto& op = shared_.recurrent;
-    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.h_prev, alive,
+    for_each_tile(op, Part::panels(op, units_), at_.h_prev, alive,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
@@ -273,7 +242,7 @@ class ForwardPass {
                         const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : V(T(0));
                         Cell::forward(x, r, h_prev, c_prev, saved, h, c);
                         if (p_.reserve)
-                          for (int k = 0; k < kS; ++k) saved[k].store(at_.gates[i] + k * H_ + j, n);
+                          for (int k = 0; k < kS; ++k) saved[k].store(at_.saved[i] + k * H_ + j, n);
                         if (Cell::kCellState) c.store(at_.c[i] + j, n);
                         h.store((projected_ ? at_.mid[i] : at_.h[i]) + j, n);
                       }
@@ -283,7 +252,7 @@ class ForwardPass {
 
   void first_stage(int64_t alive) {
     const auto& op = shared_.recurrent;
-    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.h_prev, alive,
+    for_each_tile(op, Part::panels(op, units_), at_.h_prev, alive,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
@@ -295,9 +264,10 @@ class ForwardPass {
                         const V r[2] = {V::load(tile), V::load(tile + kWidth)};
                         V saved[2], mid;
                         Cell::forward_gates(x, r, V::load(at_.h_prev[i] + j, n), saved, mid);
-                        saved[0].store(gates, n);
                         saved[1].store(gates + H_, n);
                         mid.store(at_.mid[i] + j, n);
+                        if (p_.reserve)
+                          for (int k = 0; k < 2; ++k) saved[k].store(at_.saved[i] + k * H_ + j, n);
                       }
                     }
                   });
@@ -305,28 +275,28 @@ class ForwardPass {
 
   void second_stage(int64_t alive) {
     const auto& op = shared_.candidate;
-    for_each_tile(op, panel_begin(op, units_), panel_end(op, units_), at_.mid, alive,
+    for_each_tile(op, Part::panels(op, units_), at_.mid, alive,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
                       for (int u = 0; u < vectors; ++u, tile += kWidth) {
                         const int64_t j = op.shape.first_unit(panel) + u * kWidth;
                         const int n = op.shape.valid(panel, u);
-                        T* gates = at_.gates[i] + j;
+                        const T* gates = at_.gates[i] + j;
                         V candidate, h;
                         Cell::forward_candidate(V::load(gates + 2 * H_, n), V::load(tile),
                                                 V::load(gates + H_, n),
                                                 V::load(at_.h_prev[i] + j, n), candidate, h);
-                        candidate.store(gates + 2 * H_, n);
+                        if (p_.reserve) candidate.store(at_.saved[i] + 2 * H_ + j, n);
                         h.store(at_.h[i] + j, n);
                       }
                     }
                   });
   }
 
-  void project(int64_t t, int64_t alive) {
+  void project(int64_t alive) {
     const auto& op = shared_.projection;
-    for_each_tile(op, panel_begin(op, outputs_), panel_end(op, outputs_), at_.mid, alive,
+    for_each_tile(op, Part::panels(op, outputs_), at_.mid, alive,
                   [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
@@ -335,8 +305,7 @@ class ForwardPass {
                         const int n = op.shape.valid(panel, u);
                         const V h = V::load(tile);
                         h.store(at_.h[i] + j, n);
-                        if (p_.reserve)
-                          h.store(reserve_row(t, rows_.batch_row(i)) + kS * H_ + j, n);
+                        if (p_.reserve) h.store(at_.saved[i] + kS * H_ + j, n);
                       }
                     }
                   });
@@ -365,15 +334,15 @@ class ForwardPass {
 
   const Forward<T>& p_;
   const int d_;
-  const int64_t H_, R_, width_;
+  const int64_t H_, R_;
   const bool projected_;
+  const int64_t width_;  // of a row of the reserve
   const Timeline& timeline_;
   const Course course_;
   const Rows rows_;
   ForwardShared<Cell, T>& shared_;
   const ForwardPointers<T>& at_;
-  const Split split_;
-  const Team team_;
+  const Part part_;
   const int64_t chunk_steps_;
   const Range units_;    // own units
   const Range outputs_;  // own values of h: the units, or a share of the projection's
@@ -384,8 +353,9 @@ template <class Cell, class T>
 bool forward(const Forward<T>& args, int threads) {
   const int64_t H = args.hidden, R = args.output, width = Cell::kSaved * H;
   const bool projected = args.weights[0].w_hr != nullptr;
-  const Plan plan = make_plan<T>(args, Cell::kGates * H * R, 1 + Cell::kTwoStage + projected,
-                                 Cell::kGates * H * args.input, threads);
+  const Work work = {Cell::kGates * H * R, 1 + Cell::kTwoStage + projected,
+                     Cell::kGates * H * args.input, false};
+  const Plan plan = make_plan<T>(args, work, threads);
   // A chunk's gates should still be in the cache when the steps come to them; but a chunk reads all
   // weights of the input, so it should not be much smaller than those.
   constexpr int64_t kLeast = 512 << 10, kMost = 4 << 20;
@@ -429,7 +399,7 @@ bool forward(const Forward<T>& args, int threads) {
     const ForwardPointers<T> pointers(args.batch, chunk_rows, own);
     const Assignment job = assign(args.directions, rank, size, barriers);
     for (int d = job.first_direction; d <= job.last_direction; ++d)
-      ForwardPass<Cell, T>(args, d, timeline, shared[d], pointers, plan.split, job.team,
+      ForwardPass<Cell, T>(args, d, timeline, shared[d], pointers, Part{plan.split, job.team},
                            chunk_steps)
           .run();
   }

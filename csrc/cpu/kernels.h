@@ -23,8 +23,6 @@ struct Kernels {
 
 struct Target {
   const char* name;
-  // See memory.h.
-  void (*prefer_huge_pages)(void* data, int64_t bytes);
   Kernels<float> f32;
   Kernels<double> f64;
 };

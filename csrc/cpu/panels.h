@@ -11,6 +11,7 @@
 #pragma once
 
 #include "dot.h"
+#include "team.h"
 
 FASTRNN_NAMESPACE_BEGIN
 
@@ -95,25 +96,26 @@ void pack_panel(const PanelShape<T, G, U>& shape, int64_t panel, const MatrixVie
   }
 }
 
-// tile[M][P] = bias + sum over k of a[m][k] * panel[k][P], for N of the P vectors of a panel row.
+// out[m][column ..] = start[m][column ..] + sum over k of a[m][k] * weights[k][column ..], N
+// vectors of each row; rows of weights are `stride` apart.
 template <class T, int M, int N>
-void micro_kernel(const T* const* a, const T* panel, int64_t row, int64_t depth, T* tile,
-                  int64_t tile_row) {
+void micro_kernel(const T* const* a, const T* weights, int64_t stride, int64_t depth,
+                  const T* const* start, T* const* out, int64_t column) {
   using V = Pack<T>;
   constexpr int kWidth = V::kWidth;
   typename V::Vector acc[M][N];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) acc[m][n] = V::load(panel + n * kWidth).v;
+    for (int n = 0; n < N; ++n) acc[m][n] = V::load(start[m] + column + n * kWidth).v;
   const T* rows[M];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) rows[m] = a[m];
-  panel += row;
-  for (int64_t k = 0; k < depth; ++k, panel += row) {
+  weights += column;
+  for (int64_t k = 0; k < depth; ++k, weights += stride) {
     typename V::Vector w[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) w[n] = V::load(panel + n * kWidth).v;
+    for (int n = 0; n < N; ++n) w[n] = V::load(weights + n * kWidth).v;
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const typename V::Vector value = V(rows[m][k]).v;
@@ -124,25 +126,25 @@ void micro_kernel(const T* const* a, const T* panel, int64_t row, int64_t depth,
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) V(acc[m][n]).store(tile + m * tile_row + n * kWidth);
+    for (int n = 0; n < N; ++n) V(acc[m][n]).store(out[m] + column + n * kWidth);
 }
 
 // The micro-kernel with as many rows as there are, for P vectors.
 template <class T, int P, int M>
-void tile_of_rows(int rows, const T* const* a, const T* panel, int64_t depth, T* tile) {
+void tile_of_rows(int rows, const T* const* a, const T* weights, int64_t stride, int64_t depth,
+                  const T* const* start, T* const* out) {
   if constexpr (M > 1) {
-    if (rows < M) return tile_of_rows<T, P, M - 1>(rows, a, panel, depth, tile);
+    if (rows < M) return tile_of_rows<T, P, M - 1>(rows, a, weights, stride, depth, start, out);
   }
-  constexpr int kWidth = Pack<T>::kWidth;
   constexpr int kPass = TileRows<P>::kVectors;
-  constexpr int64_t kRow = P * kWidth;
   for (int n = 0; n < P; n += kPass)
-    micro_kernel<T, M, kPass>(a, panel + n * kWidth, kRow, depth, tile + n * kWidth, kRow);
+    micro_kernel<T, M, kPass>(a, weights, stride, depth, start, out, n * Pack<T>::kWidth);
 }
 
 template <class T, int P>
-void compute_tile(int rows, const T* const* a, const T* panel, int64_t depth, T* tile) {
-  tile_of_rows<T, P, TileRows<P>::kRows>(rows, a, panel, depth, tile);
+void compute_tile(int rows, const T* const* a, const T* weights, int64_t stride, int64_t depth,
+                  const T* const* start, T* const* out) {
+  tile_of_rows<T, P, TileRows<P>::kRows>(rows, a, weights, stride, depth, start, out);
 }
 
 // A weight matrix as a step multiplies with it: packed, or as it lies in memory.
@@ -184,16 +186,18 @@ void tile_in_place(const Operand<T, G, U>& operand, int64_t panel, int rows, con
   }
 }
 
-// For every panel in [begin, end) and every block of rows: computes the tile of results and calls
+// For every one of the panels and every block of rows: computes the tile of results and calls
 // epilogue(panel, row, rows, vectors, tile), tile being [rows][vectors][G][V].
 // a[i]: the input of row i.
 template <class T, int G, int U, class Epilogue>
-FASTRNN_FN void for_each_tile(const Operand<T, G, U>& operand, int64_t begin, int64_t end,
-                              const T* const* a, int64_t rows, const Epilogue& epilogue) {
-  using Compute = void (*)(int, const T* const*, const T*, int64_t, T*);
-  alignas(64) T tile[kMaxTileRows * kMaxTileVectors * Pack<T>::kWidth];
+FASTRNN_FN void for_each_tile(const Operand<T, G, U>& operand, Range panels, const T* const* a,
+                              int64_t rows, const Epilogue& epilogue) {
+  using Compute =
+      void (*)(int, const T* const*, const T*, int64_t, int64_t, const T* const*, T* const*);
+  constexpr int kWidth = Pack<T>::kWidth;
+  alignas(64) T tile[kMaxTileRows * kMaxTileVectors * kWidth];
   const int64_t depth = operand.shape.depth;
-  for (int64_t panel = begin; panel < end; ++panel) {
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     const int vectors = operand.shape.vectors(panel);
     Compute compute = compute_tile<T, 4>;
     int64_t tile_rows = TileRows<4>::kRows;
@@ -208,11 +212,15 @@ FASTRNN_FN void for_each_tile(const Operand<T, G, U>& operand, int64_t begin, in
         compute = compute_tile<T, 3>, tile_rows = TileRows<3>::kRows;
         break;
     }
-    const T* weights = operand.panels + panel * operand.shape.stride();
+    const T* bias = operand.panels + panel * operand.shape.stride();
+    const int64_t row = int64_t(vectors) * G * kWidth;
+    const T* start[kMaxTileRows];
+    T* out[kMaxTileRows];
+    for (int m = 0; m < kMaxTileRows; ++m) start[m] = bias, out[m] = tile + m * row;
     for (int64_t i = 0; i < rows; i += tile_rows) {
       const int n = int(rows - i < tile_rows ? rows - i : tile_rows);
       if (operand.panels) {
-        compute(n, a + i, weights, depth, tile);
+        compute(n, a + i, bias + row, row, depth, start, out);
       } else {
         tile_in_place(operand, panel, n, a + i, depth, tile);
       }

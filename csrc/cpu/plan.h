@@ -32,33 +32,37 @@ struct Plan {
   Split split;  // within the team of a direction
 };
 
-// weights: values of the recurrent matrix of one direction; stages: products per step;
-// input_weights: values of the input matrix, 0 where the call has no product with it.
+// What a pass multiplies, per direction.
+struct Work {
+  int64_t recurrent;  // values of the matrix every step multiplies
+  int stages;         // products of a step that wait for each other
+  int64_t others;     // values that each row meets in products outside the recurrence
+  // Whether those products are divided among all threads, or belong to the owners of the rows.
+  bool others_divide;
+};
+
 template <class T>
-inline Plan make_plan(const Sizes& sizes, int64_t weights, int stages, int64_t input_weights,
-                      int threads) {
-  const double scale = sizeof(T) / 4.0;
-  const double bytes = double(weights) * sizeof(T);
-  const double rows = sizes.batch > 0 ? double(sizes.rows) / sizes.steps : 0;
+inline Plan make_plan(const Sizes& sizes, const Work& work, int threads) {
+  const double flops = Machine::kFlops * 4 / sizeof(T);
+  const double bytes = double(work.recurrent) * sizeof(T);
+  const double rows = sizes.steps > 0 ? double(sizes.rows) / sizes.steps : 0;
   const auto step_time = [&](double own_rows, double own_bytes) {
     const double padded = own_rows > Machine::kFullRows ? own_rows : Machine::kFullRows;
-    const double flops = 2 * (own_bytes / sizeof(T)) * padded / (Machine::kFlops / scale);
+    const double multiply = 2 * (own_bytes / sizeof(T)) * padded / flops;
     const double load =
         own_bytes / (own_bytes < Machine::kNearBytes ? Machine::kNear : Machine::kFar);
-    return flops > load ? flops : load;
+    return multiply > load ? multiply : load;
   };
   const int team = sizes.directions == 2 && threads > 1 ? (threads + 1) / 2 : threads;
-  const double fork = Machine::kFork / sizes.steps;
-  const double share = double(input_weights) / (weights + 1);  // the input product scales alike
-  const double serial =
-      (step_time(rows, bytes) + share * 2 * weights * rows / (Machine::kFlops / scale)) *
-      sizes.directions;
-  const double product = share * 2 * weights * rows / team / (Machine::kFlops / scale);
+  const double fork = sizes.steps > 0 ? Machine::kFork / sizes.steps : 0;
+  const double others = 2 * work.others * rows / flops;
+  const double serial = (step_time(rows, bytes) + others) * sizes.directions;
   const double own_rows = double((int64_t(rows) + team - 1) / team);
-  const double by_rows = step_time(own_rows, bytes) + product + fork;
-  const double by_units =
-      step_time(rows, bytes / team) + product + (team > 1 ? stages * Machine::kBarrier : 0) + fork;
-  const Split split = sizes.batch >= team && by_rows <= by_units ? Split::rows : Split::units;
+  const double by_rows = step_time(own_rows, bytes) + others / team + fork;
+  const double by_units = step_time(rows, bytes / team) + others / team +
+                          (team > 1 ? work.stages * Machine::kBarrier : 0) + fork;
+  const bool enough_rows = sizes.batch >= team || work.others_divide;
+  const Split split = enough_rows && by_rows <= by_units ? Split::rows : Split::units;
   const double parallel = split == Split::rows ? by_rows : by_units;
   if (threads == 1 || serial <= parallel) return {1, Split::rows};
   return {threads, split};

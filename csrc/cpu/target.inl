@@ -51,5 +51,5 @@ namespace fastrnn {
 extern constexpr Target TARGET_TABLE = {
 #define FASTRNN_STRING_(x) #x
 #define FASTRNN_STRING(x) FASTRNN_STRING_(x)
-    FASTRNN_STRING(FASTRNN_TARGET), prefer_huge_pages, kernels<float>(), kernels<double>()};
+    FASTRNN_STRING(FASTRNN_TARGET), kernels<float>(), kernels<double>()};
 }  // namespace fastrnn

@@ -66,4 +66,44 @@ struct Range {
 // cache for all steps, and all meet after each step.
 enum class Split { rows, units };
 
+// What one thread of a team owns: of the rows every stride-th from the first, of the units a range.
+struct Part {
+  Split split;
+  Team team;
+
+  int64_t first_row() const { return split == Split::rows ? team.rank : 0; }
+  int64_t row_stride() const { return split == Split::rows ? team.size : 1; }
+
+  // Units change hands in whole blocks.
+  Range units(int64_t count, int64_t block) const {
+    const bool divided = split == Split::units;
+    Range result((count + block - 1) / block, divided ? team.rank : 0, divided ? team.size : 1);
+    result.begin *= block;
+    result.end = result.end * block < count ? result.end * block : count;
+    return result;
+  }
+
+  // The panels of an operand that hold a range of units which begins with a panel.
+  template <class Op>
+  static Range panels(const Op& op, const Range& units) {
+    Range result(0, 0, 1);
+    result.begin = units.begin / op.shape.kUnits;
+    result.end = (units.end + op.shape.kUnits - 1) / op.shape.kUnits;
+    return result;
+  }
+
+  // Packs this thread's part: its own panels, or, where everybody needs all, an equal part.
+  template <class Op>
+  void pack(Op& op, const Range& own) const {
+    const Range mine =
+        split == Split::units ? panels(op, own) : Range(op.shape.panels(), team.rank, team.size);
+    op.pack(mine.begin, mine.end);
+  }
+
+  // Units depend on all of h, so a team that shares rows meets after each stage.
+  void meet() const {
+    if (split == Split::units) team.wait();
+  }
+};
+
 FASTRNN_NAMESPACE_END

@@ -1,8 +1,4 @@
-"""The compiled CPU kernels (``csrc/cpu``), and torch's products over all rows around them.
-
-The kernels run the recurrence, forward and backward, with the input product of forward. The
-products of backward over all T*B rows (dx, dW) are one matrix product each and go to torch.
-"""
+"""The compiled CPU kernels (``csrc/cpu``): one call for forward, one for backward."""
 
 from __future__ import annotations
 
@@ -90,9 +86,7 @@ class CpuBackend(FusedBackend):
     def forward(self, problem: Problem, inputs: LayerInputs) -> LayerOutputs:
         extension = load()[0]
         assert extension is not None
-        x = inputs.x.resolve_neg()
-        if x.stride(-1) != 1 or problem.packed:
-            x = x.contiguous()
+        x = _rows_of(problem, inputs.x)
         h0, c0 = _plain_or_none(inputs.h0), _plain_or_none(inputs.c0)
         weights = [_plain(weight) for weight in inputs.weights]
         outputs = problem.allocate(x)
@@ -132,59 +126,46 @@ class CpuBackend(FusedBackend):
         assert extension is not None
         h0, c0 = _plain_or_none(inputs.h0), _plain_or_none(inputs.c0)
         weights = [_plain(weight) for weight in inputs.weights]
-        d, rows, h, r = problem.directions, problem.rows, problem.hidden_size, problem.output_size
-        cell = problem.cell
-        new = reserve.new_empty
-        # A step's saved values are read before its gradients, of the same shape, are written.
-        da = reserve if donated and not problem.projected else new(d, rows, len(cell.saved) * h)
-        h_prev = new(d, rows, r)
-        wants_mid = problem.projected or cell.name == "gru_reset_before"
-        mid = new(d, rows, h) if wants_mid else None
-        dh = new(d, rows, r) if problem.projected else None
-        grad_h0 = new(d, problem.batch, r) if needs.h0 else None
-        grad_c0 = new(d, problem.batch, h) if needs.c0 else None
+        x, new = _rows_of(problem, inputs.x), reserve.new_empty
+        state = (problem.directions, problem.batch)
+        result = LayerGrads(
+            new(inputs.x.shape) if needs.x else None,
+            new(*state, problem.output_size) if needs.h0 else None,
+            new(*state, problem.hidden_size) if needs.c0 else None,
+            [
+                new(weight.shape) if need else None
+                for weight, need in zip(weights, needs.weights, strict=True)
+            ],
+        )
         single = problem.dtype == torch.float32
         call = extension.backward_float32 if single else extension.backward_float64
         sizes, _keep = _sizes(problem, inputs)
         call(
-            _CELL_INDEX[cell.name],
+            _CELL_INDEX[problem.cell.name],
             num_threads(),
             sizes,
             _weight_addresses(problem, weights),
+            x.data_ptr(),
+            x.stride(0),
+            0 if problem.packed else x.stride(1),
             _address(h0),
             _address(c0),
             _address(cell_states),
             reserve.data_ptr(),
-            grads.y.data_ptr(),
-            grads.h_n.data_ptr(),
-            _address(grads.c_n),
-            _address(grads.cell_states),
-            da.data_ptr(),
-            h_prev.data_ptr(),
-            _address(mid),
-            _address(dh),
-            _address(grad_h0),
-            _address(grad_c0),
+            donated,
+            [_address(grad) for grad in grads],
+            _address(result.x),
+            _address(result.h0),
+            _address(result.c0),
+            _weight_addresses(problem, result.weights),
         )
-        x = _without_padding(problem, inputs).reshape(rows, problem.input_size)
-        grad_x = new(rows, problem.input_size) if needs.x else None
-        grad_weights: list[Tensor | None] = []
-        for direction in range(d):
-            own = problem.direction_weights(needs.weights, direction)
-            products = _Products(cell.name, da[direction], h)
-            grad_weights += products.weights(
-                own,
-                x,
-                h_prev[direction],
-                None if mid is None else mid[direction],
-                None if dh is None else dh[direction],
-            )
-            if grad_x is not None:
-                w_ih = problem.direction_weights(weights, direction)[0]
-                products.input(w_ih, grad_x, accumulate=direction > 0)
-        if grad_x is not None:
-            grad_x = grad_x.view(inputs.x.shape)
-        return LayerGrads(grad_x, grad_h0, grad_c0, grad_weights)
+        return result
+
+
+def _rows_of(problem: Problem, x: Tensor) -> Tensor:
+    """x as the kernels read it: features adjacent, rows of packed data too."""
+    x = x.resolve_neg()
+    return x.contiguous() if x.stride(-1) != 1 or problem.packed else x
 
 
 def _sizes(problem: Problem, inputs: LayerInputs) -> tuple[tuple[int, ...], tuple[Tensor, ...]]:
@@ -211,118 +192,13 @@ def _sizes(problem: Problem, inputs: LayerInputs) -> tuple[tuple[int, ...], tupl
 _NO_MORE_WEIGHTS = [0] * 6
 
 
-def _weight_addresses(problem: Problem, weights: Sequence[Tensor]) -> list[int]:
+def _weight_addresses(problem: Problem, weights: Sequence[Tensor | None]) -> list[int]:
+    """w_ih, w_hh, b_ih, b_hh, w_hr of each direction; 0 for what is not there."""
     if len(weights) == 4 and problem.directions == 1:  # most calls; microseconds count at T = 1
-        return [weight.data_ptr() for weight in weights] + _NO_MORE_WEIGHTS
+        return [_address(weight) for weight in weights] + _NO_MORE_WEIGHTS
     addresses: list[int] = []
     for direction in range(problem.directions):
-        own = [weight.data_ptr() for weight in problem.direction_weights(weights, direction)]
+        own = [_address(weight) for weight in problem.direction_weights(weights, direction)]
         w_hr = own.pop() if problem.projected else 0
         addresses += [*own, *([] if problem.bias else [0, 0]), w_hr]
     return addresses + [0] * (10 - len(addresses))
-
-
-def _without_padding(problem: Problem, inputs: LayerInputs) -> Tensor:
-    """x with zeros beyond the lengths: whatever is there must not meet the zeros in da as NaN."""
-    if inputs.lengths is None:
-        return inputs.x
-    steps = torch.arange(problem.steps)
-    valid = steps[:, None] < inputs.lengths
-    return torch.where(valid[:, :, None], inputs.x, 0)
-
-
-class _Products:
-    """The products over all rows of one direction, from the gradients of its pre-activations.
-
-    da: ``(rows, S*H)``. In a cell's slots the gradients lie as ``weight_ih`` and ``weight_hh``
-    have their rows, with two exceptions: the reset-after GRU has (r, z, hn, n), of which
-    ``weight_hh`` meets the first three and ``weight_ih`` r, z and n; in the reset-before GRU the
-    candidate's part of ``weight_hh`` meets mid instead of h.
-    """
-
-    def __init__(self, cell: str, da: Tensor, hidden_size: int) -> None:
-        self.cell = cell
-        self.da = da
-        self.hidden_size = hidden_size
-        split = 2 * hidden_size
-        #: (rows of weight_ih, columns of da) that belong together
-        self.input_parts = [(slice(None), slice(None))]
-        if cell == "gru":
-            self.input_parts = [
-                (slice(0, split), slice(0, split)),
-                (slice(split, None), slice(split + hidden_size, None)),
-            ]
-
-    def weights(
-        self,
-        needs: Sequence[bool],
-        x: Tensor,
-        h_prev: Tensor,
-        mid: Tensor | None,
-        dh: Tensor | None,
-    ) -> list[Tensor | None]:
-        """Gradients of w_ih, w_hh, then b_ih, b_hh, then w_hr, where the layer has them."""
-        da, h = self.da, self.hidden_size
-        recurrent_parts = [(slice(None), h_prev)]
-        if self.cell == "gru":
-            recurrent_parts = [(slice(0, 3 * h), h_prev)]
-        elif self.cell == "gru_reset_before":
-            assert mid is not None
-            recurrent_parts = [(slice(0, 2 * h), h_prev), (slice(2 * h, None), mid)]
-        grads: list[Tensor | None] = [None] * len(needs)
-        if needs[0]:
-            grads[0] = _stacked([_outer(da[:, columns], x) for _, columns in self.input_parts])
-        if needs[1]:
-            grads[1] = _stacked([_outer(da[:, columns], s) for columns, s in recurrent_parts])
-        if len(needs) >= 4 and (needs[2] or needs[3]):
-            total = da.sum(0)
-            # Copies: the two gradients must not share memory.
-            if needs[2]:
-                grads[2] = torch.cat([total[columns] for _, columns in self.input_parts])
-            if needs[3]:
-                grads[3] = torch.cat([total[columns] for columns, _ in recurrent_parts])
-        if len(needs) in (3, 5) and needs[-1]:
-            assert dh is not None
-            assert mid is not None
-            grads[-1] = _outer(dh, mid)
-        return grads
-
-    def input(self, w_ih: Tensor, out: Tensor, *, accumulate: bool) -> None:
-        """Gradient of x, ``(rows, I)``, written or added into ``out``."""
-        for rows, columns in self.input_parts:
-            if accumulate:
-                out.addmm_(self.da[:, columns], w_ih[rows])
-            else:
-                torch.mm(self.da[:, columns], w_ih[rows], out=out)
-            accumulate = True
-
-
-#: Bytes from which the pages of a result are worth asking for, as in csrc/cpu/memory.h.
-_LARGE = 4 << 20
-
-
-def _large_result(like: Tensor, *shape: int) -> Tensor:
-    """An uninitialised tensor, in large pages where it is large."""
-    result = like.new_empty(shape)
-    if result.nbytes >= _LARGE:
-        extension = load()[0]
-        assert extension is not None
-        extension.prefer_huge_pages(result.data_ptr(), result.nbytes)
-    return result
-
-
-def _outer(da: Tensor, state: Tensor) -> Tensor:
-    """``sum over rows of da[row] state[row]^T``, ``(columns of da, columns of state)``.
-
-    On one thread torch is faster with the longer factor on the right, even with the copy that
-    makes the transposed result contiguous; on more it is not (bench/NOTES.md).
-    """
-    rows, columns = da.shape[1], state.shape[1]
-    if torch.get_num_threads() > 1:
-        return torch.mm(da.t(), state, out=_large_result(da, rows, columns))
-    transposed = torch.mm(state.t(), da, out=_large_result(da, columns, rows))
-    return _large_result(da, rows, columns).copy_(transposed.t())
-
-
-def _stacked(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,218 @@
+// The products of backward over all rows of a call: gradients of weights, biases and input.
+//
+// Both kinds are out[m][n] = sum over k of a[m][k] * b[k][n]. For the gradient of a weight matrix
+// k runs over rows: a is the transposed da, b the states. For the gradient of x it runs over da's
+// columns and b is the weight matrix. A thread takes a block of m, goes through k in blocks that
+// leave a's part in its second-level cache, and packs b panel by panel.
+//
+// Every result is a sum over the blocks of k in order, each in the order of k: it does not depend
+// on how m is divided among threads.
+#pragma once
+
+#include "memory.h"
+#include "panels.h"
+#include "team.h"
+
+FASTRNN_NAMESPACE_BEGIN
+
+// Rows of a matrix that need not be neighbours: row n is base + stride * index[n], or
+// base + stride * n without an index.
+template <class T>
+struct RowSource {
+  const T* base = nullptr;
+  int64_t stride = 0;
+  const int64_t* index = nullptr;
+
+  FASTRNN_FN const T* row(int64_t n) const { return base + stride * (index ? index[n] : n); }
+};
+
+// Blocks of the loops over m and k: a's block of 240 x 384 float32 values takes a third of a
+// second-level cache of 1 MiB, a panel of b a tenth.
+constexpr int64_t kBlockRows = 240;
+constexpr int64_t kBlockDepth = 384;
+// Fewer rows than this do not pay for packing the panels they meet.
+constexpr int64_t kPackedRows = 24;
+
+// Near-equal blocks of at most `most`, multiples of 16, that cover `count`.
+inline int64_t block_size(int64_t count, int64_t most) {
+  if (count <= most) return count;
+  const int64_t blocks = (count + most - 1) / most;
+  return ((count + blocks - 1) / blocks + 15) / 16 * 16;
+}
+
+template <class T>
+class Products {
+  using V = Pack<T>;
+  using Shape = PanelShape<T, 1, 4>;
+  static constexpr int kWidth = V::kWidth;
+
+ public:
+  Products(Arena& arena)
+      : columns_(arena.take<T>(kBlockRows * kBlockDepth)),
+        panel_(arena.take<T>(kBlockDepth * Shape::kUnits)),
+        sums_(arena.take<T>(kBlockRows)) {}
+
+  // A factor of a sum of outer products, (rows, width), and where the result goes.
+  struct Factor {
+    RowSource<T> states;
+    int64_t width = 0;
+    T* out = nullptr;  // (columns, width), null where it is not wanted
+  };
+
+  // out[j] = sum over rows n of a[n][column + j] * states[n], for j in [0, columns), with both
+  // factors; and each sums[j] = sum over rows n of a[n][column + j].
+  void outer(const RowSource<T>& a, int64_t column, int64_t columns, int64_t rows,
+             const Factor* factors, T* const* sums) {
+    if (!factors[0].out && !factors[1].out && !sums[0] && !sums[1]) return;
+    if (rows == 0) return clear(columns, factors, sums);
+    const int64_t depth = block_size(rows, kBlockDepth);
+    for (int64_t j = 0; j < columns; j += kBlockRows) {
+      const int64_t count = columns - j < kBlockRows ? columns - j : kBlockRows;
+      for (int64_t m = 0; m < kBlockRows; ++m) sums_[m] = T(0);
+      for (int64_t k = 0; k < rows; k += depth) {
+        const int64_t n = rows - k < depth ? rows - k : depth;
+        transpose_block(a, column + j, count, k, n);
+        for (int f = 0; f < 2; ++f) {
+          const Factor& factor = factors[f];
+          if (!factor.out) continue;
+          multiply_block(
+              factor.states, k, n, factor.width, count, true, k > 0,
+              [&](int64_t m) { return columns_ + m * kBlockDepth; },
+              [&](int64_t m) { return factor.out + (j + m) * factor.width; });
+        }
+      }
+      for (int s = 0; s < 2; ++s)
+        if (sums[s]) memcpy(sums[s] + j, sums_, count * sizeof(T));
+    }
+  }
+
+  // out(n) = or += sum over k < depth of a[n][column + k] * matrix[k], for the rows [begin, end).
+  template <class Out>
+  void through(const RowSource<T>& a, int64_t column, int64_t begin, int64_t end, const T* matrix,
+               int64_t depth, int64_t width, bool accumulate, const Out& out) {
+    if (depth == 0 && !accumulate)
+      for (int64_t i = begin; i < end; ++i) memset(out(i), 0, width * sizeof(T));
+    const RowSource<T> weights = {matrix, width, nullptr};
+    const int64_t part = block_size(depth, kBlockDepth);
+    for (int64_t i = begin; i < end; i += kBlockRows) {
+      const int64_t count = end - i < kBlockRows ? end - i : kBlockRows;
+      for (int64_t k = 0; k < depth; k += part) {
+        const int64_t n = depth - k < part ? depth - k : part;
+        multiply_block(
+            weights, k, n, width, count, count >= kPackedRows, accumulate || k > 0,
+            [&](int64_t m) { return a.row(i + m) + column + k; },
+            [&](int64_t m) { return out(i + m); });
+      }
+    }
+  }
+
+ private:
+  static void clear(int64_t columns, const Factor* factors, T* const* sums) {
+    for (int f = 0; f < 2; ++f) {
+      if (factors[f].out)
+        for (int64_t i = 0; i < columns * factors[f].width; ++i) factors[f].out[i] = T(0);
+      if (sums[f])
+        for (int64_t j = 0; j < columns; ++j) sums[f][j] = T(0);
+    }
+  }
+
+  // columns_[m][i] = a[first + i][column + m]; adds the columns to sums_. Row by row: the columns
+  // of a row are neighbours, while the distance of two rows defeats the hardware's prefetching.
+  void transpose_block(const RowSource<T>& a, int64_t column, int64_t count, int64_t first,
+                       int64_t depth) {
+    for (int64_t i = 0; i < depth; i += kWidth) {
+      const int n = int(depth - i < kWidth ? depth - i : kWidth);
+      const T* rows[kWidth];
+      for (int v = 0; v < n; ++v) rows[v] = a.row(first + i + v) + column;
+      for (int64_t m = 0; m < count; m += kWidth) {
+        const int valid = int(count - m < kWidth ? count - m : kWidth);
+        V square[kWidth];
+        V sum = V::load(sums_ + m);
+        for (int v = 0; v < kWidth; ++v) {
+          square[v] = v < n ? V::load(rows[v] + m, valid) : V(T(0));
+          sum = sum + square[v];
+        }
+        sum.store(sums_ + m);
+        transpose<1>(square);
+        for (int v = 0; v < valid; ++v) square[v].store(columns_ + (m + v) * kBlockDepth + i);
+      }
+    }
+  }
+
+  // out(m) = or += sum over k < depth of a(m)[k] * b[first + k], for m < count.
+  template <class A, class Out>
+  FASTRNN_FN void multiply_block(const RowSource<T>& b, int64_t first, int64_t depth, int64_t width,
+                                 int64_t count, bool pack, bool accumulate, const A& a,
+                                 const Out& out) {
+    const Shape shape = {width, depth};
+    for (int64_t panel = 0; panel < shape.panels(); ++panel) {
+      const int vectors = shape.vectors(panel);
+      const int valid = shape.valid(panel, vectors - 1);
+      const int64_t column = shape.first_unit(panel);
+      const T* weights = b.row(first) + column;
+      int64_t stride = b.stride;
+      if (pack || valid < kWidth || b.index) {
+        pack_rows(b, first, depth, column, vectors, valid);
+        weights = panel_, stride = vectors * kWidth;
+      }
+      switch (vectors) {
+        case 1:
+          multiply_panel<1>(weights, stride, depth, count, valid, column, accumulate, a, out);
+          break;
+        case 2:
+          multiply_panel<2>(weights, stride, depth, count, valid, column, accumulate, a, out);
+          break;
+        case 3:
+          multiply_panel<3>(weights, stride, depth, count, valid, column, accumulate, a, out);
+          break;
+        default:
+          multiply_panel<4>(weights, stride, depth, count, valid, column, accumulate, a, out);
+      }
+    }
+  }
+
+  void pack_rows(const RowSource<T>& b, int64_t first, int64_t depth, int64_t column, int vectors,
+                 int valid) {
+    T* to = panel_;
+    for (int64_t k = 0; k < depth; ++k, to += vectors * kWidth) {
+      const T* from = b.row(first + k) + column;
+      for (int u = 0; u < vectors - 1; ++u) V::load(from + u * kWidth).store(to + u * kWidth);
+      V::load(from + (vectors - 1) * kWidth, valid).store(to + (vectors - 1) * kWidth);
+    }
+  }
+
+  template <int P, class A, class Out>
+  void multiply_panel(const T* weights, int64_t stride, int64_t depth, int64_t count, int valid,
+                      int64_t column, bool accumulate, const A& a, const Out& out) {
+    constexpr int kRows = TileRows<P>::kRows;
+    alignas(64) static constexpr T kZeros[P * kWidth] = {};
+    alignas(64) T tile[kRows * P * kWidth];
+    const T* rows[kRows];
+    const T* start[kRows];
+    T* to[kRows];
+    for (int64_t m = 0; m < count; m += kRows) {
+      const int n = int(count - m < kRows ? count - m : kRows);
+      for (int i = 0; i < n; ++i) {
+        rows[i] = a(m + i);
+        to[i] = valid == kWidth ? out(m + i) + column : tile + i * P * kWidth;
+        start[i] = accumulate && valid == kWidth ? to[i] : kZeros;
+      }
+      compute_tile<T, P>(n, rows, weights, stride, depth, start, to);
+      if (valid == kWidth) continue;
+      for (int i = 0; i < n; ++i) {
+        for (int u = 0; u < P; ++u) {
+          T* result = out(m + i) + column + u * kWidth;
+          const int lanes = u == P - 1 ? valid : kWidth;
+          const V sum = V::load(tile + (i * P + u) * kWidth);
+          (accumulate ? V::load(result, lanes) + sum : sum).store(result, lanes);
+        }
+      }
+    }
+  }
+
+  T* columns_;  // (kBlockRows, kBlockDepth) transposed block of a
+  T* panel_;    // (kBlockDepth, a panel's width) of b
+  T* sums_;     // (kBlockRows) sums of a's columns
+};
+
+FASTRNN_NAMESPACE_END
