@@ -13,6 +13,8 @@ import torch
 
 import fastrnn
 
+from . import onnx_peer
+
 
 def _cpu_model() -> str:
     try:
@@ -53,6 +55,7 @@ def facts() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        "onnxruntime": onnx_peer.version(),
         "fastrnn": fastrnn.__version__,
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
 """The performance tables of README.md, from the stored results: ``python -m bench.readme_table``.
 
-Rewrites what stands between two comments in README.md. ``tests/test_readme.py`` fails while the
-page and the stored results differ.
+Rewrites what stands between two comments in README.md, and draws its plot. ``tests/test_readme.py``
+fails while the page and the stored results differ.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import plots
+from .contention import TARGETS
+from .onnx_peer import NAME as ONNX
 from .report import machine_line
 from .run import RESULTS
+from .workload import IMPLEMENTATIONS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 #: Results that the page shows, in this order; those that are not stored are left out.
 SHOWN = ("2-threads.json", "1-threads.json")
+PLOT = "overview.png"
 BEGIN = "<!-- performance: written by python -m bench.readme_table -->"
 END = "<!-- end of performance -->"
 NOTHING = "no stored results yet"
@@ -48,60 +53,100 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequen
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
 
 
-def summary_rows(summary: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    for s in summary:
-        mean, minimum = f"{s['geometric_mean']:.2f}", f"{s['minimum']:.2f}"
-        yield [s["cell"], s["mode"], str(s["cases"]), mean, minimum, f"`{s['slowest']}`"]
+def summary_table(content: Mapping[str, Any]) -> str:
+    header = ("cell", "mode", "cases", "geometric mean", "minimum", "at")
+    rows = [
+        [
+            s["cell"],
+            s["mode"],
+            str(s["cases"]),
+            f"{s['geometric_mean']:.2f}",
+            f"{s['minimum']:.2f}",
+            f"`{s['slowest']}`",
+        ]
+        for s in content["summary"]
+    ]
+    return table(header, rows, words=(0, 1, 5))
 
 
-def case_rows(cases: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+def case_table(content: Mapping[str, Any]) -> str:
+    """The chosen cases; with a column for ONNX Runtime where it was compared with."""
+    cases = content["cases"]
+    with_onnx = any(case["onnx"] for case in cases)
+    others = ("torch.nn, ms", f"{ONNX}, ms") if with_onnx else ("torch.nn, ms",)
+    header = ("case", "backend", *others, "fastrnn, ms", "ratio")
+    return table(header, list(case_rows(cases, with_onnx)), words=(0, 1))
+
+
+def case_rows(cases: Sequence[Mapping[str, Any]], with_onnx: bool) -> Iterator[list[str]]:
     by_name = {case["name"]: case for case in cases}
     for name in CHOSEN:
         case = by_name.get(name)
         if case is None:
             continue
-        timing = case["timing"]
+        timing, onnx = case["timing"], case["onnx"]
         if timing is None:
-            yield [f"`{name}`", case["backend"], "wrong numbers: not timed", "", ""]
+            nothing = [""] * (3 if with_onnx else 2)
+            yield [f"`{name}`", case["backend"], "wrong numbers: not timed", *nothing]
             continue
-        yield [
-            f"`{name}`",
-            case["backend"],
-            f"{timing['theirs'] * 1e3:.4g}",
-            f"{timing['ours'] * 1e3:.4g}",
-            f"{timing['ratio']:.2f} ± {timing['spread']:.2f}",
+        shown = [f"{timing[side] * 1e3:.4g}" for side in ("theirs", "ours")]
+        if with_onnx:
+            shown.insert(1, f"{onnx['theirs'] * 1e3:.4g}" if onnx else "")
+        ratio = f"{case['ratio']:.2f} ± {case['spread']:.2f}"
+        yield [f"`{name}`", case["backend"], *shown, ratio]
+
+
+def contention_table(content: Mapping[str, Any]) -> str:
+    """The slowest call of each library beside so many busy processes; empty if not measured."""
+    measured = content["contention"]
+    if not measured:
+        return ""
+    rows = []
+    for busy in TARGETS:
+        worst = [
+            max(s["mean"] for s in measured if s["busy"] == busy and s["implementation"] == library)
+            for library in reversed(IMPLEMENTATIONS)
         ]
+        rows.append([str(busy), *(f"{slowdown:.1f}x" for slowdown in worst)])
+    header = ("busy processes on one core", "slowest torch.nn call", "slowest fastrnn call")
+    return table(header, rows, words=())
+
+
+def sentences(content: Mapping[str, Any]) -> str:
+    """Machine and versions, and what is not counted."""
+    facts, cases = content["machine"], content["cases"]
+    elsewhere = sum(case["timing"] is not None and not case["ours"] for case in cases)
+    wrong = sum(bool(case["wrong"]) for case in cases)
+    said = [f"{machine_line(facts)}. {len(cases)} cases."]
+    if facts.get("onnxruntime") == "":
+        said.append(f"{ONNX} was not installed: inference is compared with torch.nn only.")
+    if elsewhere:
+        said.append(f"{elsewhere} of them were not served by our kernels and are not counted.")
+    if wrong:
+        said.append(f"{wrong} of them had wrong numbers and were not timed.")
+    return " ".join(said)
 
 
 def part(content: Mapping[str, Any]) -> str:
     """What the page says of one file of results."""
-    facts, cases = content["machine"], content["cases"]
-    threads = facts["threads"]
-    elsewhere = sum(case["timing"] is not None and not case["ours"] for case in cases)
-    wrong = sum(bool(case["wrong"]) for case in cases)
-    sentences = [f"{machine_line(facts)}. {len(cases)} cases."]
-    if elsewhere:
-        sentences.append(f"{elsewhere} of them were not served by our kernels and are not counted.")
-    if wrong:
-        sentences.append(f"{wrong} of them had wrong numbers and were not timed.")
-    summary = table(
-        ("cell", "mode", "cases", "geometric mean", "minimum", "at"),
-        list(summary_rows(content["summary"])),
-        words=(0, 1, 5),
-    )
-    chosen = table(
-        ("case", "backend", "torch.nn, ms", "fastrnn, ms", "ratio"),
-        list(case_rows(cases)),
-        words=(0, 1),
-    )
+    threads = content["machine"]["threads"]
     heading = f"### {threads} thread{'' if threads == 1 else 's'}"
-    return "\n\n".join((heading, " ".join(sentences), summary, chosen))
+    paragraphs = (heading, sentences(content), summary_table(content), case_table(content))
+    busy = contention_table(content)
+    return "\n\n".join((*paragraphs, busy) if busy else paragraphs)
+
+
+def stored(results: Path) -> list[dict[str, Any]]:
+    paths = [results / name for name in SHOWN]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
 def section(results: Path = RESULTS) -> str:
     """What stands between the two comments."""
-    stored = [results / name for name in SHOWN if (results / name).exists()]
-    parts = [part(json.loads(path.read_text(encoding="utf-8"))) for path in stored]
+    parts = [part(content) for content in stored(results)]
+    if parts and (results / PLOT).exists():
+        where = f"{results.parent.name}/{results.name}/{PLOT}"
+        parts.insert(0, f"![Times as fast as the best of the others, by cell and mode]({where})")
     return "\n\n".join(parts) or NOTHING
 
 
@@ -118,7 +163,19 @@ def rewritten(page: str, section: str) -> str:
     return f"{before}{BEGIN}\n{section}\n{END}{after}"
 
 
+def draw(results: Path = RESULTS) -> None:
+    """The page's plot, where matplotlib is installed and there is something to show."""
+    contents = stored(results)
+    if not contents:
+        return
+    try:
+        plots.draw_overview(results / PLOT, contents)
+    except ImportError as error:
+        print(f"plot not drawn: {error}; pip install matplotlib", file=sys.stderr)
+
+
 def main() -> int:
+    draw()
     page = README.read_text(encoding="utf-8")
     new = rewritten(page, section())
     if new == page:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 #: A sample of a short call repeats it until it lasts this long: a clock reading and one
@@ -13,8 +14,12 @@ from dataclasses import dataclass
 SAMPLE_SECONDS = 1e-3
 MIN_PAIRS = 5
 MAX_PAIRS = 400
+#: Blocks that a call in another process gets in turn with ours.
+BLOCKS = 6
 
 Call = Callable[[], object]
+#: Times something elsewhere for about so many seconds; returns seconds per call.
+Block = Callable[[float], float]
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Timing:
     calls_per_sample: int
 
 
-def _sample(call: Call, calls: int) -> float:
+def sample(call: Call, calls: int) -> float:
     """Seconds per call over so many calls."""
     start = time.perf_counter()
     for _ in range(calls):
@@ -42,15 +47,29 @@ def _sample(call: Call, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def _warm_up(call: Call, seconds: float) -> float:
+def warm_up(call: Call, seconds: float) -> float:
     """Call until ``seconds`` are over, at least twice; returns the shortest call."""
     shortest = float("inf")
     end = time.perf_counter() + seconds
     calls = 0
     while calls < 2 or time.perf_counter() < end:
-        shortest = min(shortest, _sample(call, 1))
+        shortest = min(shortest, sample(call, 1))
         calls += 1
     return shortest
+
+
+def calls_per_sample(shortest: float) -> int:
+    return max(1, round(SAMPLE_SECONDS / shortest))
+
+
+def median_call(call: Call, seconds: float, calls: int) -> float:
+    """Median over samples of so many calls for about ``seconds``, at least two."""
+    samples: list[float] = []
+    with no_garbage_collection():
+        end = time.perf_counter() + seconds
+        while len(samples) < 2 or time.perf_counter() < end:
+            samples.append(sample(call, calls))
+    return statistics.median(samples)
 
 
 def compare(ours: Call, theirs: Call, seconds: float) -> Timing:
@@ -59,23 +78,64 @@ def compare(ours: Call, theirs: Call, seconds: float) -> Timing:
     The order changes from pair to pair, so that neither always finds the caches as the other left
     them. Python's garbage collector is off meanwhile.
     """
-    shortest = min(_warm_up(ours, seconds / 20), _warm_up(theirs, seconds / 20))
-    calls = max(1, round(SAMPLE_SECONDS / shortest))
+    shortest = min(warm_up(ours, seconds / 20), warm_up(theirs, seconds / 20))
+    calls = calls_per_sample(shortest)
     pairs: list[tuple[float, float]] = []
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with no_garbage_collection():
         end = time.perf_counter() + seconds
         while len(pairs) < MIN_PAIRS or (time.perf_counter() < end and len(pairs) < MAX_PAIRS):
             if len(pairs) % 2:
-                b = _sample(theirs, calls)
-                pairs.append((_sample(ours, calls), b))
+                b = sample(theirs, calls)
+                pairs.append((sample(ours, calls), b))
             else:
-                a = _sample(ours, calls)
-                pairs.append((a, _sample(theirs, calls)))
+                a = sample(ours, calls)
+                pairs.append((a, sample(theirs, calls)))
+    return _timing(pairs, calls)
+
+
+def compare_with_block(ours: Call, theirs: Block, seconds: float) -> Timing:
+    """Time ours in turn with a call of another process, in blocks: A B B A A B ...
+
+    Blocks and not calls, because the threads of each process spin for a while after a call: before
+    either block the threads of the process before it must have gone to sleep.
+    """
+    calls = calls_per_sample(warm_up(ours, seconds / 20))
+    each = seconds / (2 * BLOCKS)
+    pairs: list[tuple[float, float]] = []
+    for number in range(BLOCKS):
+        if number % 2:
+            b = theirs(each)
+            pairs.append((median_call(ours, each, calls), b))
+        else:
+            a = median_call(ours, each, calls)
+            settle()
+            pairs.append((a, theirs(each)))
+    settle()
+    return _timing(pairs, calls)
+
+
+def settle(longest: float = 0.5) -> None:
+    """Wait until the threads of this process, all asleep but this one, use no more time."""
+    end = time.perf_counter() + longest
+    while time.perf_counter() < end:
+        used = time.process_time()
+        time.sleep(2e-3)
+        if time.process_time() - used < 3e-4:
+            return
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
+
+
+def _timing(pairs: list[tuple[float, float]], calls: int) -> Timing:
     ratios = [b / a for a, b in pairs]
     low, _, high = statistics.quantiles(ratios, n=4)
     return Timing(
