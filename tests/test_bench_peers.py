@@ -147,7 +147,7 @@ def test_slowdowns_are_measured() -> None:
     assert [slowdown.implementation for slowdown in found] == list(IMPLEMENTATIONS)
     for slowdown in found:
         assert (slowdown.case, slowdown.busy) == (SMALL.name, 1)
-        assert slowdown.calls >= contention.MIN_CALLS
+        assert slowdown.calls >= 1
         assert slowdown.quiet_seconds > 0
         assert slowdown.mean > 0
         assert SMALL.name in contention.line(slowdown)
