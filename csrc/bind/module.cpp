@@ -5,12 +5,11 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <atomic>
-#include <new>
 #include <string>
 #include <vector>
 
-#include "../cpu/kernels.h"
+#include "direct.h"
+#include "tables.h"
 
 namespace py = pybind11;
 
@@ -22,17 +21,6 @@ using Address = std::uintptr_t;
 template <class T>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-const Kernels<T>& kernels();
-template <>
-const Kernels<float>& kernels<float>() {
-  return active_target().f32;
-}
-template <>
-const Kernels<double>& kernels<double>() {
-  return active_target().f64;
 }
 
 // (T, B, rows, I, H, R, D, lengths, batch_sizes, reset, strides of reset)
@@ -59,27 +47,6 @@ void fill_weights(W<T>* weights, const WeightList& list) {
                   pointer<T>(w[4])};
   }
 }
-
-void check_memory(bool done, const char* name) {
-  if (done) return;
-  PyErr_Format(PyExc_MemoryError, "fastrnn: no memory for the workspace of %s", name);
-  throw py::error_already_set();
-}
-
-// A module of an older build may lack a cell that the Python package has.
-template <class T>
-const CellKernels<T>& kernels_of(int cell) {
-  if (cell < 0 || cell >= kCellKinds)
-    throw py::index_error("cell: expected 0 to " + std::to_string(kCellKinds - 1) + ", got " +
-                          std::to_string(cell) + "; is the extension of this version?");
-  return kernels<T>().cells[cell];
-}
-
-// libgomp's threads do not survive a fork, and a parallel region of the child would wait for them
-// for ever: forked children compute on one thread.
-std::atomic<bool> forked{false};
-
-int usable_threads(int threads) { return forked.load(std::memory_order_relaxed) ? 1 : threads; }
 
 template <class T>
 void layer_forward(int cell, int threads, const SizeList& sizes, const WeightList& weights,
@@ -164,6 +131,10 @@ PYBIND11_MODULE(_C, m) {
   using namespace fastrnn;
   m.doc() = "Compiled CPU kernels of fastrnn.";
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
+  py::class_<Direct>(m, "Direct")
+      .def(py::init<py::handle, py::handle, py::handle>())
+      .def("sequence", &Direct::sequence)
+      .def("step", &Direct::step);
   m.attr("__version__") = FASTRNN_VERSION;
   m.attr("compiler") = __VERSION__;
   m.attr("openmp") = openmp();

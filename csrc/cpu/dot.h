@@ -1,7 +1,7 @@
 // Products with a row-major matrix as it lies in memory: dot products of its rows with a few
 // inputs.
 //
-// Four rows of the matrix meet M inputs at a time, one register along k each, so that a load feeds
+// A few rows of the matrix meet M inputs at a time, one register along k each, so that a load feeds
 // several multiply-adds; the lanes of a register of rows are then added by a tree of shuffles.
 #pragma once
 
@@ -11,24 +11,26 @@ FASTRNN_NAMESPACE_BEGIN
 
 #if FASTRNN_VECTOR_BYTES == 64
 constexpr int kDotInputs = 4;
+constexpr int kDotAccumulators = 16;
 #else
 constexpr int kDotInputs = 2;
+constexpr int kDotAccumulators = 8;
 #endif
-constexpr int kDotRows = 4;
 
 template <class T, int M>
 void dot_kernel(const T* const* a, const T* matrix, int64_t row, int valid, int64_t depth,
                 const T* bias, T* out, int64_t out_row) {
   using V = Pack<T>;
   constexpr int kWidth = V::kWidth;
-  constexpr int kN = kDotRows < kWidth ? kDotRows : kWidth;
+  constexpr int kRows = kDotAccumulators / M;
+  constexpr int kN = kRows < kWidth ? kRows : kWidth;
   V sums[M][kWidth];
   const int64_t whole = depth / kWidth * kWidth;
   const int left = int(depth - whole);
   for (int v = 0; v < kWidth; v += kN) {
     V acc[M][kN];
     const T* w[kN];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int n = 0; n < kN; ++n) {
       // Beyond the last row: the last again, for a lane that is not used.
       w[n] = matrix + (v + n < valid ? v + n : valid - 1) * row;
@@ -36,7 +38,7 @@ void dot_kernel(const T* const* a, const T* matrix, int64_t row, int valid, int6
       for (int m = 0; m < M; ++m) acc[m][n] = V(T(0));
     }
     for (int64_t k = 0; k < whole; k += kWidth) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int n = 0; n < kN; ++n) {
         const V weights = V::load(w[n] + k);
 #pragma GCC unroll 4
@@ -44,7 +46,7 @@ void dot_kernel(const T* const* a, const T* matrix, int64_t row, int valid, int6
       }
     }
     if (left) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int n = 0; n < kN; ++n) {
         const V weights = V::load(w[n] + whole, left);
 #pragma GCC unroll 4
@@ -54,7 +56,7 @@ void dot_kernel(const T* const* a, const T* matrix, int64_t row, int valid, int6
     }
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int n = 0; n < kN; ++n) sums[m][v + n] = acc[m][n];
   }
   const V start = bias ? V::load(bias, valid) : V(T(0));

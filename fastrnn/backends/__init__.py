@@ -10,15 +10,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from torch import device, dtype
-from torch._C import _functorch
+from torch import device, dtype, is_grad_enabled
+from torch._C import (
+    _functorch,
+    _get_tracing_state,
+    _is_any_autocast_enabled,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
 from torch.autograd import forward_ad
 from torch.compiler import assume_constant_result, is_compiling
 
 from .. import _env
 from ..cells import CELLS
 from ..problem import Problem
+from . import cpu as cpu_backend
 from .base import (
     Backend,
     DifferentiableBackend,
@@ -41,6 +49,7 @@ __all__ = [
     "Verdict",
     "backends",
     "candidates",
+    "direct",
     "example",
     "explain",
     "get",
@@ -63,6 +72,7 @@ class _Forced(threading.local):
 _forced = _Forced()
 _from_environment: str | None = _env.get("FASTRNN_BACKEND") or None
 _chosen: dict[tuple[object, ...], Backend] = {}
+_serves_directly: dict[str | None, Any] = {}
 
 
 def register(backend: Backend, *, before: str | None = None) -> None:
@@ -81,6 +91,7 @@ def register(backend: Backend, *, before: str | None = None) -> None:
             ordered[name] = entry
         _registry = ordered
     _chosen.clear()
+    _serves_directly.clear()
 
 
 def backends() -> dict[str, Backend]:
@@ -152,6 +163,36 @@ def select(problem: Problem) -> Backend:
     if chosen is None:
         chosen = _chosen[key] = _choose(problem, None, only_differentiable=False)
     return chosen
+
+
+def direct() -> Any:
+    """What serves a call that nothing but its caller looks at, straight from a module's tensors.
+
+    None where something else does (a gradient, a transform, a mode, a trace, autocast), or where
+    the CPU kernels would not be the choice.
+    """
+    if (
+        is_compiling()
+        or is_grad_enabled()
+        or _is_any_autocast_enabled()
+        or _len_torch_function_stack() > 0
+        or _len_torch_dispatch_stack() > 0
+        or _get_tracing_state() is not None
+        or transformed()
+    ):
+        return None
+    forced = _forced.name
+    try:
+        return _serves_directly[forced]
+    except KeyError:
+        served = _serves_directly[forced] = _direct(forced or _from_environment)
+        return served
+
+
+def _direct(forced: str | None) -> Any:
+    serving = (name for name, entry in _registry.items() if entry.available().ok)
+    name = forced or next(serving, None)
+    return cpu_backend.direct() if name and type(_registry.get(name)) is CpuBackend else None
 
 
 def _traits(problem: Problem) -> tuple[str, dtype, str, bool, bool, bool, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ from ..cells import CELLS
 from ..problem import LayerGrads, LayerInputs, LayerOutputs, Problem
 from .base import FusedBackend, Gradients, Needs, Verdict
 
+#: Cell, gates, whether there is a cell state, as ``Direct`` wants them.
+DIRECT_CELL = {
+    name: (index, cell.gates, cell.has_cell_state)
+    for index, (name, cell) in enumerate(CELLS.items())
+}
 _CELL_INDEX = {name: index for index, name in enumerate(CELLS)}
 _ISA_OF_ATEN = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
 
@@ -52,6 +58,22 @@ def _threads_from_environment() -> int:
     if not value.isdigit() or int(value) == 0:
         raise ValueError(f"FASTRNN_NUM_THREADS: expected a positive integer, got {value!r}")
     return int(value)
+
+
+@functools.cache
+def direct() -> Any:
+    """The extension's ``Direct``, for calls that nothing but their caller looks at; or None.
+
+    None where the extension is missing, or torch is older than DLPack's interface for C (2.10).
+    """
+    extension = load()[0]
+    exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if extension is None or exchange is None:
+        return None
+    try:
+        return extension.Direct(exchange, Tensor, torch.nn.Parameter)
+    except ValueError:
+        return None
 
 
 def _address(tensor: Tensor | None) -> int:

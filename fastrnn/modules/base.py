@@ -11,13 +11,26 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 from torch.utils.checkpoint import checkpoint
 
+from .. import backends
+from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
 from ..functional import sequence
 from ._dispatch import TorchForward, recorded, refuse_jit_trace, seen_by_torch_function
 
 CELL_OF_MODE: dict[str, Cell] = {cell.torch_mode: cell for cell in CELLS.values()}
 
+_DIRECT_CELL_OF_MODE = {mode: DIRECT_CELL[cell.name] for mode, cell in CELL_OF_MODE.items()}
+
 _TORCH_CHECKS = (nn.RNNBase.check_forward_args, nn.LSTM.check_forward_args)
+#: Methods of torch's modules that a subclass may replace to check calls its own way.
+_CHECKS = (
+    "check_input",
+    "check_forward_args",
+    "check_hidden_size",
+    "get_expected_hidden_size",
+    "get_expected_cell_size",
+    "permute_hidden",
+)
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -25,6 +38,14 @@ def check_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
     return value
+
+
+_TORCH_METHODS = {
+    getattr(module, name)
+    for module in (nn.RNNBase, nn.LSTM)
+    for name in _CHECKS
+    if hasattr(module, name)
+}
 
 
 class SequenceModule(nn.RNNBase):
@@ -42,6 +63,13 @@ class SequenceModule(nn.RNNBase):
     #: Class attributes so that a state pickled by torch.nn, which lacks them, has the defaults.
     return_cell_states: bool = False
     recompute: bool = False
+    #: Whether the class has the check methods of torch.
+    _checks_as_torch: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = (getattr(cls, name, None) for name in _CHECKS)
+        cls._checks_as_torch = all(check is None or check in _TORCH_METHODS for check in own)
 
     def __init__(self, mode: str, /, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
         super().__init__(mode, *args, **kwargs)
@@ -54,6 +82,10 @@ class SequenceModule(nn.RNNBase):
         lengths: Tensor | Sequence[int] | None,
         reset: Tensor | None,
     ) -> Any:
+        if lengths is None and reset is None:
+            result = self._run_directly(input, hx)
+            if result is not None:
+                return result
         self._update_flat_weights()
         # Weights are read at each call, and never kept in another form: writes through .data,
         # numpy or another process go unnoticed by any cache.
@@ -88,6 +120,14 @@ class SequenceModule(nn.RNNBase):
             self._check(x.unsqueeze(0 if self.batch_first else 1), hx_batched, None)
         output, hidden, cell_states = self._layers(input, states, weights, lengths, reset)
         return (output, hidden, cell_states) if self.return_cell_states else (output, hidden)
+
+    def _run_directly(self, input: Tensor | PackedSequence, hx: Any) -> Any:
+        """The result of a plain call that nothing but its caller looks at, or None."""
+        direct = backends.direct()
+        if direct is None or self.return_cell_states or not self._checks_as_torch:
+            return None
+        cell = _DIRECT_CELL_OF_MODE[self.mode]
+        return direct.sequence(self.__dict__, input, hx, *cell, num_threads())
 
     def _run_packed(
         self,

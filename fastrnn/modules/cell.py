@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch._C import _is_any_autocast_enabled
 from torch.overrides import has_torch_function
 
+from .. import backends
 from ..autograd import layer
+from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, NONLINEARITIES
 from ..problem import LayerInputs
 from ._dispatch import TorchForward, recorded, seen_by_torch_function
@@ -88,6 +90,13 @@ class _CellModule(nn.RNNCellBase):
         c_n = outputs.c_n
         return remove_dims(outputs.h_n), None if c_n is None else remove_dims(c_n)
 
+    def _step_directly(self, cell: str, input: Tensor, hx: Any) -> Any:
+        """The result of a plain call that nothing but its caller looks at, or None."""
+        direct = backends.direct()
+        if direct is None:
+            return None
+        return direct.step(self.__dict__, input, hx, *DIRECT_CELL[cell], num_threads())
+
     def _weights(self) -> Weights:
         """The weights as they are now, without the search of ``Module.__getattr__`` if possible."""
         own: dict[str, Any] = self._parameters
@@ -161,11 +170,16 @@ class RNNCell(_CellModule):
             ValueError: a tensor is neither 1-D nor 2-D.
             RuntimeError: a size, dtype or device does not fit; the nonlinearity is unknown.
         """
-        known = self.nonlinearity in NONLINEARITIES
-        step = self._step(f"rnn_{self.nonlinearity}", input, hx, None) if known else None
+        step = None
+        if self.nonlinearity in NONLINEARITIES:
+            cell = f"rnn_{self.nonlinearity}"
+            result: Tensor | None = self._step_directly(cell, input, hx)
+            if result is not None:
+                return result
+            step = self._step(cell, input, hx, None)
         if step is None:
-            result: Tensor = self._torch_forward(input, hx)
-            return result
+            from_torch: Tensor = self._torch_forward(input, hx)
+            return from_torch
         return step[0]
 
 
@@ -218,14 +232,17 @@ class LSTMCell(_CellModule):
             RuntimeError: a size, dtype or device does not fit; hx has not two items.
             TypeError: hx is a tensor.
         """
+        result: tuple[Tensor, Tensor] | None = self._step_directly("lstm", input, hx)
+        if result is not None:
+            return result
         step = None
         if hx is None:
             step = self._step("lstm", input, None, None)
         elif isinstance(hx, (tuple, list)) and len(hx) == 2 and all(s is not None for s in hx):
             step = self._step("lstm", input, hx[0], hx[1])
         if step is None:
-            result: tuple[Tensor, Tensor] = self._torch_forward(input, hx)
-            return result
+            from_torch: tuple[Tensor, Tensor] = self._torch_forward(input, hx)
+            return from_torch
         h, c = step
         assert c is not None
         return h, c
@@ -271,10 +288,14 @@ class GRUCell(_CellModule):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next hidden state; arguments and errors are those of ``RNNCell``."""
-        step = self._step("gru" if self.reset_after else "gru_reset_before", input, hx, None)
-        if step is None:
-            result: Tensor = self._torch_forward(input, hx)
+        cell = "gru" if self.reset_after else "gru_reset_before"
+        result: Tensor | None = self._step_directly(cell, input, hx)
+        if result is not None:
             return result
+        step = self._step(cell, input, hx, None)
+        if step is None:
+            from_torch: Tensor = self._torch_forward(input, hx)
+            return from_torch
         return step[0]
 
     def extra_repr(self) -> str:

@@ -1,0 +1,47 @@
+// The kernels in use, for the two ways of calling them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <atomic>
+#include <string>
+
+#include "../cpu/kernels.h"
+
+namespace fastrnn {
+
+template <class T>
+const Kernels<T>& kernels();
+template <>
+inline const Kernels<float>& kernels<float>() {
+  return active_target().f32;
+}
+template <>
+inline const Kernels<double>& kernels<double>() {
+  return active_target().f64;
+}
+
+// A module of an older build may lack a cell that the Python package has.
+template <class T>
+const CellKernels<T>& kernels_of(int cell) {
+  if (cell < 0 || cell >= kCellKinds)
+    throw pybind11::index_error("cell: expected 0 to " + std::to_string(kCellKinds - 1) + ", got " +
+                                std::to_string(cell) + "; is the extension of this version?");
+  return kernels<T>().cells[cell];
+}
+
+inline void check_memory(bool done, const char* name) {
+  if (done) return;
+  PyErr_Format(PyExc_MemoryError, "fastrnn: no memory for the workspace of %s", name);
+  throw pybind11::error_already_set();
+}
+
+// libgomp's threads do not survive a fork, and a parallel region of the child would wait for them
+// for ever: forked children compute on one thread.
+inline std::atomic<bool> forked{false};
+
+inline int usable_threads(int threads) {
+  return forked.load(std::memory_order_relaxed) ? 1 : threads;
+}
+
+}  // namespace fastrnn
