@@ -1,51 +1,59 @@
-from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .backends.base import Gradients, Needs
+from .problem import LayerInputs, Problem
 
 __version__: str
 compiler: str
 openmp: bool
 
-def forward_float32(
-    cell: int,
-    threads: int,
-    sizes: Sequence[int],
-    weights: Sequence[int],
-    x: int,
-    x_step: int,
-    x_row: int,
-    h0: int,
-    c0: int,
-    y: int,
-    h_n: int,
-    c_n: int,
-    cell_states: int,
-    reserve: int,
-    /,
-) -> None: ...
+class Layers:
+    def __init__(self, exchange: object, /) -> None: ...
+    def forward(
+        self, cell: int, threads: int, problem: Problem, inputs: LayerInputs, /
+    ) -> tuple[Any, ...]: ...
+    def backward(
+        self,
+        cell: int,
+        threads: int,
+        problem: Problem,
+        inputs: LayerInputs,
+        cell_states: Tensor | None,
+        reserve: Tensor,
+        donated: bool,
+        above: Gradients,
+        needs: Needs,
+        /,
+    ) -> tuple[Any, ...]: ...
 
-forward_float64 = forward_float32
+class Direct:
+    def __init__(self, exchange: object, tensor: type, parameter: type, /) -> None: ...
+    def sequence(
+        self,
+        module_dict: dict[str, Any],
+        input: object,
+        hx: object,
+        cell: int,
+        gates: int,
+        has_cell_state: bool,
+        threads: int,
+        /,
+    ) -> Any: ...
+    def step(
+        self,
+        module_dict: dict[str, Any],
+        input: object,
+        hx: object,
+        cell: int,
+        gates: int,
+        has_cell_state: bool,
+        threads: int,
+        /,
+    ) -> Any: ...
 
-def backward_float32(
-    cell: int,
-    threads: int,
-    sizes: Sequence[int],
-    weights: Sequence[int],
-    x: int,
-    x_step: int,
-    x_row: int,
-    h0: int,
-    c0: int,
-    cell_states: int,
-    reserve: int,
-    donated: bool,
-    above: Sequence[int],
-    grad_x: int,
-    grad_h0: int,
-    grad_c0: int,
-    grads: Sequence[int],
-    /,
-) -> None: ...
-
-backward_float64 = backward_float32
+problem_fields: dict[str, int]
 
 def elementwise_float32(name: str, input: int, output: int, count: int, /) -> None: ...
 

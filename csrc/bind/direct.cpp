@@ -11,8 +11,6 @@ namespace py = pybind11;
 namespace fastrnn {
 namespace {
 
-using View = dlpack::Tensor;
-
 struct Names {
   PyObject* parameters = PyUnicode_InternFromString("_parameters");
   PyObject* flat_names = PyUnicode_InternFromString("_flat_weights_names");
@@ -53,15 +51,6 @@ int64_t number(PyObject* dict, PyObject* name) {
   return result;
 }
 
-bool contiguous(const View& view) {
-  int64_t expected = 1;
-  for (int i = view.ndim - 1; i >= 0; --i) {
-    if (view.shape[i] != 1 && view.strides && view.strides[i] != expected) return false;
-    expected *= view.shape[i];
-  }
-  return true;
-}
-
 bool same_kind(const View& a, const View& b) {
   return a.device.type == b.device.type && a.dtype.code == b.dtype.code &&
          a.dtype.bits == b.dtype.bits && a.dtype.lanes == b.dtype.lanes;
@@ -83,6 +72,7 @@ struct Call {
   int gates;
   bool has_cell_state;
 
+  PyObject* like = nullptr;  // the input, to make tensors like it
   View x, h0, c0;
   bool has_states = false;
   int64_t steps = 1, batch = 1, x_step = 0, x_row = 0;
@@ -101,6 +91,7 @@ struct Call {
   }
 
   bool view_input(PyObject* object) {
+    like = object;
     return view_plain(object, x) && x.device.type == dlpack::kCpu &&
            x.dtype.code == dlpack::kFloat && x.dtype.lanes == 1 &&
            (x.dtype.bits == 32 || x.dtype.bits == 64);
@@ -108,7 +99,7 @@ struct Call {
 
   // (first, batch, width), (first, width) or (width), contiguous, of the input's kind.
   bool view_state(PyObject* object, View& out, int ndim, int64_t first, int64_t width) const {
-    return view_plain(object, out) && same_kind(out, x) && out.ndim == ndim && contiguous(out) &&
+    return view_plain(object, out) && same_kind(out, x) && out.ndim == ndim && out.contiguous() &&
            out.shape[ndim - 1] == width && (ndim < 2 || out.shape[0] == first) &&
            (ndim < 3 || out.shape[1] == batch);
   }
@@ -125,7 +116,7 @@ struct Call {
     PyObject* object = PyDict_GetItem(parameters, name);
     View view;
     if (!object || Py_TYPE(object) != parameter || !tensors.view(object, view)) return false;
-    if (!same_kind(view, x) || !contiguous(view) || view.ndim != (columns ? 2 : 1)) return false;
+    if (!same_kind(view, x) || !view.contiguous() || view.ndim != (columns ? 2 : 1)) return false;
     if (view.shape[0] != rows || (columns && view.shape[1] != columns)) return false;
     weights.push_back(view.data);
     return true;
@@ -180,23 +171,17 @@ struct Call {
   }
 
   // A new tensor of the input's kind.
-  template <class... Sizes>
-  py::object make(void** data, Sizes... sizes) const {
-    int64_t shape[] = {sizes...};
-    PyObject* made = tensors.make(x, int(sizeof...(sizes)), shape, data);
-    if (!made) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(made);
+  py::object make(void** data, std::initializer_list<int64_t> shape) const {
+    return tensors.make(like, x, shape, data);
   }
 };
 
 }  // namespace
 
 Direct::Direct(py::handle exchange, py::handle tensor, py::handle parameter)
-    : tensor_((PyTypeObject*)tensor.inc_ref().ptr()),
-      parameter_((PyTypeObject*)parameter.inc_ref().ptr()) {
-  if (!tensors_.connect(exchange.ptr()))
-    throw py::value_error("exchange: expected version 1 of DLPack's interface");
-}
+    : tensors_(exchange),
+      tensor_((PyTypeObject*)tensor.inc_ref().ptr()),
+      parameter_((PyTypeObject*)parameter.inc_ref().ptr()) {}
 
 py::object Direct::sequence(py::handle dict, py::handle input, py::handle hx, int cell, int gates,
                             bool has_cell_state, int threads) const {
@@ -262,11 +247,11 @@ py::object Direct::sequence(py::handle dict, py::handle input, py::handle hx, in
   // One step or one row: both layouts are the same memory.
   const bool swap = batched && batch_first;
   const bool same = call.steps == 1 || call.batch == 1;
-  py::object output = !batched       ? call.make(&y, call.steps, width)
-                      : swap && same ? call.make(&y, call.batch, call.steps, width)
-                                     : call.make(&y, call.steps, call.batch, width);
+  py::object output = !batched       ? call.make(&y, {call.steps, width})
+                      : swap && same ? call.make(&y, {call.batch, call.steps, width})
+                                     : call.make(&y, {call.steps, call.batch, width});
   const auto make_state = [&](void** data, int64_t size) {
-    return batched ? call.make(data, states, call.batch, size) : call.make(data, states, size);
+    return batched ? call.make(data, {states, call.batch, size}) : call.make(data, {states, size});
   };
   py::object last = make_state(&h_n, call.output);
   if (has_cell_state) last = py::make_tuple(last, make_state(&c_n, call.hidden));
@@ -310,7 +295,7 @@ py::object Direct::step(py::handle dict, py::handle input, py::handle hx, int ce
 
   void *h, *c = nullptr;
   const auto make_state = [&](void** data) {
-    return batched ? call.make(data, call.batch, call.hidden) : call.make(data, call.hidden);
+    return batched ? call.make(data, {call.batch, call.hidden}) : call.make(data, {call.hidden});
   };
   py::object result = make_state(&h);
   if (has_cell_state) result = py::make_tuple(result, make_state(&c));

@@ -6,8 +6,6 @@
 // refuse it.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include "tensors.h"
 
 namespace fastrnn {

@@ -5,9 +5,10 @@
 // asking it for its address and shape from Python. The declarations below are that interface's.
 #pragma once
 
-#include <Python.h>
+#include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <initializer_list>
 
 namespace fastrnn {
 namespace dlpack {
@@ -48,48 +49,68 @@ constexpr uint8_t kFloat = 2;
 
 }  // namespace dlpack
 
+// What a tensor's memory holds.
+struct View {
+  static constexpr int kMaxDims = 4;
+
+  void* data = nullptr;
+  int ndim = 0;
+  int64_t shape[kMaxDims], strides[kMaxDims];
+  dlpack::Device device{};
+  dlpack::DataType dtype{};
+
+  bool contiguous() const {
+    int64_t expected = 1;
+    for (int i = ndim - 1; i >= 0; --i) {
+      if (shape[i] != 1 && strides[i] != expected) return false;
+      expected *= shape[i];
+    }
+    return true;
+  }
+};
+
 // Reads and makes tensors. Everything needs the GIL.
 class Tensors {
  public:
-  // False if the capsule is not of an interface that this file knows.
-  bool connect(PyObject* capsule) {
-    auto* api = (dlpack::ExchangeApi*)PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
-    if (!api) return PyErr_Clear(), false;
-    if (api->version.major != 1 || !api->view_object) return false;
-    api_ = api;
-    return true;
-  }
-  bool connected() const { return api_ != nullptr; }
+  // From torch.Tensor.__dlpack_c_exchange_api__, or None where torch is older: views and new
+  // tensors then come from the methods of tensors. Raises ValueError for a version of the interface
+  // that this file does not know.
+  explicit Tensors(pybind11::handle exchange);
+
+  bool fast() const { return api_ != nullptr; }
 
   // False, with no error set, for what cannot be viewed.
-  bool view(PyObject* object, dlpack::Tensor& out) const {
-    if (api_->view_object(object, &out) != 0) return PyErr_Clear(), false;
-    out.data = (char*)out.data + out.byte_offset;
-    return true;
-  }
+  bool view(PyObject* object, View& out) const;
 
-  // A new contiguous tensor, uninitialised, like a prototype in all but its shape; null with an
-  // error set where there is no memory.
-  PyObject* make(const dlpack::Tensor& like, int ndim, int64_t* shape, void** data) const {
-    dlpack::Tensor prototype = like;
-    prototype.ndim = ndim, prototype.shape = shape, prototype.strides = nullptr;
-    dlpack::ManagedTensor* managed = nullptr;
-    void* object = nullptr;
-    if (api_->allocate(&prototype, &managed, nullptr, ignore) != 0 ||
-        api_->object_from_managed(managed, &object) != 0) {
-      if (!PyErr_Occurred()) PyErr_NoMemory();
-      return nullptr;
-    }
-    dlpack::Tensor made;
-    if (!view((PyObject*)object, made)) return PyErr_NoMemory();
-    *data = made.data;
-    return (PyObject*)object;
+  // A new contiguous tensor, uninitialised, of the dtype and device of `like`.
+  pybind11::object make(PyObject* like, const View& view, std::initializer_list<int64_t> shape,
+                        void** data) const;
+
+ private:
+  const dlpack::ExchangeApi* api_ = nullptr;
+};
+
+// A tensor as kernels read it, kept alive: contiguous, or with adjacent features only; its values
+// those of its memory (torch negates and copies lazily).
+class Plain {
+ public:
+  Plain() = default;
+  // None gives an empty one.
+  Plain(const Tensors& tensors, pybind11::handle tensor, bool features_only = false);
+
+  explicit operator bool() const { return bool(object_); }
+  const View& view() const { return view_; }
+  template <class T>
+  T* data() const {
+    return (T*)view_.data;
   }
 
  private:
-  static void ignore(void*, const char*, const char*) {}
-
-  const dlpack::ExchangeApi* api_ = nullptr;
+  pybind11::object object_;
+  View view_;
 };
+
+// The call of a tensor's method without arguments; raises what it raises.
+pybind11::object call_method(PyObject* tensor, PyObject* name);
 
 }  // namespace fastrnn

@@ -7,6 +7,8 @@ namespace fastrnn {
 
 template <class T>
 struct CellKernels {
+  int saved;  // values kept for backward per unit
+  bool has_cell_state;
   // False when there is no memory for the workspace.
   bool (*forward)(const Forward<T>&, int threads);
   bool (*backward)(const Backward<T>&, int threads);

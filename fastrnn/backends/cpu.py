@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -60,35 +59,27 @@ def _threads_from_environment() -> int:
     return int(value)
 
 
+#: DLPack's interface for C, which tells the extension what a tensor holds; torch has it from 2.10.
+_EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+
+
 @functools.cache
 def direct() -> Any:
-    """The extension's ``Direct``, for calls that nothing but their caller looks at; or None.
+    """The extension's ``Direct``, for calls that nothing but their caller looks at.
 
-    None where the extension is missing, or torch is older than DLPack's interface for C (2.10).
+    None where the extension is missing.
     """
     extension = load()[0]
-    exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if extension is None or exchange is None:
-        return None
-    try:
-        return extension.Direct(exchange, Tensor, torch.nn.Parameter)
-    except ValueError:
-        return None
+    return extension and extension.Direct(_EXCHANGE, Tensor, torch.nn.Parameter)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The values as they stand for in memory: contiguous, no lazy negation."""
-    if tensor.is_contiguous() and not tensor.is_neg():
-        return tensor
-    return tensor.resolve_neg().contiguous()
-
-
-def _plain_or_none(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else _plain(tensor)
+@functools.cache
+def _layers() -> Any:
+    extension = load()[0]
+    assert extension is not None
+    for field, place in extension.problem_fields.items():
+        assert Problem._fields[place] == field
+    return extension.Layers(_EXCHANGE)
 
 
 class CpuBackend(FusedBackend):
@@ -106,32 +97,8 @@ class CpuBackend(FusedBackend):
         return Verdict(True, load()[1])
 
     def forward(self, problem: Problem, inputs: LayerInputs) -> LayerOutputs:
-        extension = load()[0]
-        assert extension is not None
-        x = _rows_of(problem, inputs.x)
-        h0, c0 = _plain_or_none(inputs.h0), _plain_or_none(inputs.c0)
-        weights = [_plain(weight) for weight in inputs.weights]
-        outputs = problem.allocate(x)
-        single = problem.dtype == torch.float32
-        call = extension.forward_float32 if single else extension.forward_float64
-        sizes, _keep = _sizes(problem, inputs)
-        call(
-            _CELL_INDEX[problem.cell.name],
-            num_threads(),
-            sizes,
-            _weight_addresses(problem, weights),
-            x.data_ptr(),
-            x.stride(0),
-            0 if problem.packed else x.stride(1),
-            _address(h0),
-            _address(c0),
-            outputs.y.data_ptr(),
-            outputs.h_n.data_ptr(),
-            _address(outputs.c_n),
-            _address(outputs.cell_states),
-            _address(outputs.reserve),
-        )
-        return outputs
+        index = _CELL_INDEX[problem.cell.name]
+        return LayerOutputs(*_layers().forward(index, num_threads(), problem, inputs))
 
     def backward(
         self,
@@ -144,83 +111,9 @@ class CpuBackend(FusedBackend):
         *,
         donated: bool = False,
     ) -> LayerGrads:
-        extension = load()[0]
-        assert extension is not None
-        h0, c0 = _plain_or_none(inputs.h0), _plain_or_none(inputs.c0)
-        weights = [_plain(weight) for weight in inputs.weights]
-        x, new = _rows_of(problem, inputs.x), reserve.new_empty
-        state = (problem.directions, problem.batch)
-        result = LayerGrads(
-            new(inputs.x.shape) if needs.x else None,
-            new(*state, problem.output_size) if needs.h0 else None,
-            new(*state, problem.hidden_size) if needs.c0 else None,
-            [
-                new(weight.shape) if need else None
-                for weight, need in zip(weights, needs.weights, strict=True)
-            ],
+        index, threads = _CELL_INDEX[problem.cell.name], num_threads()
+        return LayerGrads(
+            *_layers().backward(
+                index, threads, problem, inputs, cell_states, reserve, donated, grads, needs
+            )
         )
-        single = problem.dtype == torch.float32
-        call = extension.backward_float32 if single else extension.backward_float64
-        sizes, _keep = _sizes(problem, inputs)
-        call(
-            _CELL_INDEX[problem.cell.name],
-            num_threads(),
-            sizes,
-            _weight_addresses(problem, weights),
-            x.data_ptr(),
-            x.stride(0),
-            0 if problem.packed else x.stride(1),
-            _address(h0),
-            _address(c0),
-            _address(cell_states),
-            reserve.data_ptr(),
-            donated,
-            [_address(grad) for grad in grads],
-            _address(result.x),
-            _address(result.h0),
-            _address(result.c0),
-            _weight_addresses(problem, result.weights),
-        )
-        return result
-
-
-def _rows_of(problem: Problem, x: Tensor) -> Tensor:
-    """x as the kernels read it: features adjacent, rows of packed data too."""
-    x = x.resolve_neg()
-    return x.contiguous() if x.stride(-1) != 1 or problem.packed else x
-
-
-def _sizes(problem: Problem, inputs: LayerInputs) -> tuple[tuple[int, ...], tuple[Tensor, ...]]:
-    """The size list of the extension, and the tensors its addresses point into."""
-    lengths, batch_sizes = _plain_or_none(inputs.lengths), _plain_or_none(inputs.batch_sizes)
-    reset = inputs.reset
-    sizes = (
-        problem.steps,
-        problem.batch,
-        problem.rows,
-        problem.input_size,
-        problem.hidden_size,
-        problem.output_size,
-        problem.directions,
-        _address(lengths),
-        _address(batch_sizes),
-        _address(reset),
-        0 if reset is None else reset.stride(0),
-        0 if reset is None else reset.stride(1),
-    )
-    return sizes, tuple(t for t in (lengths, batch_sizes, reset) if t is not None)
-
-
-_NO_MORE_WEIGHTS = [0] * 6
-
-
-def _weight_addresses(problem: Problem, weights: Sequence[Tensor | None]) -> list[int]:
-    """w_ih, w_hh, b_ih, b_hh, w_hr of each direction; 0 for what is not there."""
-    if len(weights) == 4 and problem.directions == 1:  # most calls; microseconds count at T = 1
-        return [_address(weight) for weight in weights] + _NO_MORE_WEIGHTS
-    addresses: list[int] = []
-    for direction in range(problem.directions):
-        own = [_address(weight) for weight in problem.direction_weights(weights, direction)]
-        w_hr = own.pop() if problem.projected else 0
-        addresses += [*own, *([] if problem.bias else [0, 0]), w_hr]
-    return addresses + [0] * (10 - len(addresses))
