@@ -224,7 +224,11 @@ def test_names_in_the_steps_exist() -> None:
     """What the steps tell the reader to look for is in the file they name."""
     for name, path in (
         ("CellKind", "csrc/core/arguments.h"),
-        ("_Products", "fastrnn/backends/cpu.py"),
+        ("kCellKinds", "csrc/core/arguments.h"),
+        ("kSlot", "csrc/core/cells/gru.h"),
+        ("kSlot", "csrc/cpu/gradients.h"),
+        ("kTwoStage", "csrc/core/cells/gru.h"),
+        ("kTwoStage", "csrc/cpu/gradients.h"),
         ("call", "tests/cases.py"),
         ("formula", "tests/test_kernels.py"),
         ("FusedBackend", "fastrnn/backends/base.py"),

@@ -1,5 +1,8 @@
 #include "tensors.h"
 
+#include <cstring>
+#include <string>
+
 namespace py = pybind11;
 
 namespace fastrnn {
@@ -38,7 +41,12 @@ void view_by_methods(py::handle tensor, View& out) {
   out.dtype.bits = uint8_t(8 * call_method(tensor.ptr(), name.element_size).cast<int>());
 }
 
-void no_message(void*, const char*, const char*) {}
+// torch's words for a failed allocation, without the C++ frames that follow them.
+void raise_as_torch(void*, const char*, const char* message) {
+  const char* end = std::strstr(message, "\nException raised from");
+  PyErr_SetString(PyExc_RuntimeError,
+                  std::string(message, end ? end - message : std::strlen(message)).c_str());
+}
 
 }  // namespace
 
@@ -94,7 +102,7 @@ py::object Tensors::make(PyObject* like, const View& view, std::initializer_list
     prototype.ndim = int32_t(shape.size()), prototype.shape = sizes;
     dlpack::ManagedTensor* managed = nullptr;
     void* object = nullptr;
-    if (api_->allocate(&prototype, &managed, nullptr, no_message) != 0 ||
+    if (api_->allocate(&prototype, &managed, nullptr, raise_as_torch) != 0 ||
         api_->object_from_managed(managed, &object) != 0) {
       if (!PyErr_Occurred()) PyErr_NoMemory();
       throw py::error_already_set();
