@@ -28,11 +28,16 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
+// Blocks up to this size come back from the allocator already mapped: glibc stops asking the system
+// for them after the first one was freed. (With a larger alignment it would ask each time: the
+// alignment counts as size, and the limit follows the sizes freed.)
+constexpr int64_t kReused = 32 << 20;
+
 // A block that is freed with its scope; data is null when there is no memory.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
-    const int64_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
+    const int64_t alignment = bytes > kReused ? kHugePage : 64;
     bytes = (bytes + alignment) / alignment * alignment;
     data_ = (char*)aligned_alloc(alignment, bytes);
     prefer_huge_pages(data_, bytes);

@@ -217,8 +217,11 @@ FASTRNN_FN void for_each_tile(const Operand<T, G, U>& operand, Range panels, con
     const T* start[kMaxTileRows];
     T* out[kMaxTileRows];
     for (int m = 0; m < kMaxTileRows; ++m) start[m] = bias, out[m] = tile + m * row;
-    for (int64_t i = 0; i < rows; i += tile_rows) {
-      const int n = int(rows - i < tile_rows ? rows - i : tile_rows);
+    // Tiles of near-equal height: a low one costs more per row.
+    const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t i = rows * t / tiles;
+      const int n = int(rows * (t + 1) / tiles - i);
       if (operand.panels) {
         compute(n, a + i, bias + row, row, depth, start, out);
       } else {

@@ -190,8 +190,10 @@ class Products {
     const T* rows[kRows];
     const T* start[kRows];
     T* to[kRows];
-    for (int64_t m = 0; m < count; m += kRows) {
-      const int n = int(count - m < kRows ? count - m : kRows);
+    const int64_t tiles = (count + kRows - 1) / kRows;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t m = count * t / tiles;
+      const int n = int(count * (t + 1) / tiles - m);
       for (int i = 0; i < n; ++i) {
         rows[i] = a(m + i);
         to[i] = valid == kWidth ? out(m + i) + column : tile + i * P * kWidth;
