@@ -14,6 +14,7 @@ namespace {
 struct Names {
   PyObject* parameters = PyUnicode_InternFromString("_parameters");
   PyObject* flat_names = PyUnicode_InternFromString("_flat_weights_names");
+  PyObject* flat_weights = PyUnicode_InternFromString("_flat_weights");
   PyObject* input_size = PyUnicode_InternFromString("input_size");
   PyObject* hidden_size = PyUnicode_InternFromString("hidden_size");
   PyObject* proj_size = PyUnicode_InternFromString("proj_size");
@@ -51,6 +52,14 @@ int64_t number(PyObject* dict, PyObject* name) {
   return result;
 }
 
+// Whether an entry of a module's dict is a bool, and which. What else may be true (an int, NumPy's
+// bool) the long way knows.
+bool flag(PyObject* dict, PyObject* name, bool& out) {
+  PyObject* value = PyDict_GetItem(dict, name);
+  out = value == Py_True;
+  return out || value == Py_False;
+}
+
 bool same_kind(const View& a, const View& b) {
   return a.device.type == b.device.type && a.dtype.code == b.dtype.code &&
          a.dtype.bits == b.dtype.bits && a.dtype.lanes == b.dtype.lanes;
@@ -80,10 +89,12 @@ struct Call {
   int directions = 1;
   bool bias = true, projected = false;
   std::vector<const void*> weights;  // 5 per layer and direction, as in struct Weights
+  // The weights' tensors: another thread may give the module other ones while the kernel runs.
+  std::vector<py::object> kept;
 
-  // A tensor of exactly the plain type, with the values that its memory holds.
-  bool view_plain(PyObject* object, View& out) const {
-    if (Py_TYPE(object) != tensor || !tensors.view(object, out)) return false;
+  // A tensor of exactly that type, with the values that its memory holds.
+  bool view_plain(PyObject* object, PyTypeObject* type, View& out) const {
+    if (Py_TYPE(object) != type || !tensors.view(object, out) || !out.data) return false;
     PyObject* negated = PyObject_CallMethodNoArgs(object, names().is_neg);
     const bool plain = negated == Py_False;
     Py_XDECREF(negated);
@@ -92,16 +103,16 @@ struct Call {
 
   bool view_input(PyObject* object) {
     like = object;
-    return view_plain(object, x) && x.device.type == dlpack::kCpu &&
+    return view_plain(object, tensor, x) && x.device.type == dlpack::kCpu &&
            x.dtype.code == dlpack::kFloat && x.dtype.lanes == 1 &&
            (x.dtype.bits == 32 || x.dtype.bits == 64);
   }
 
   // (first, batch, width), (first, width) or (width), contiguous, of the input's kind.
   bool view_state(PyObject* object, View& out, int ndim, int64_t first, int64_t width) const {
-    return view_plain(object, out) && same_kind(out, x) && out.ndim == ndim && out.contiguous() &&
-           out.shape[ndim - 1] == width && (ndim < 2 || out.shape[0] == first) &&
-           (ndim < 3 || out.shape[1] == batch);
+    return view_plain(object, tensor, out) && same_kind(out, x) && out.ndim == ndim &&
+           out.contiguous() && out.shape[ndim - 1] == width &&
+           (ndim < 2 || out.shape[0] == first) && (ndim < 3 || out.shape[1] == batch);
   }
   bool view_states(PyObject* hx, int ndim, int64_t first) {
     if (hx == Py_None) return true;
@@ -112,13 +123,14 @@ struct Call {
            view_state(PyTuple_GET_ITEM(hx, 1), c0, ndim, first, hidden);
   }
 
-  bool add_weight(PyObject* parameters, PyObject* name, int64_t rows, int64_t columns) {
-    PyObject* object = PyDict_GetItem(parameters, name);
+  // object: of shape (rows, columns), or (rows) where columns is 0; null if there is none.
+  bool add_weight(PyObject* object, int64_t rows, int64_t columns) {
     View view;
-    if (!object || Py_TYPE(object) != parameter || !tensors.view(object, view)) return false;
+    if (!object || !view_plain(object, parameter, view)) return false;
     if (!same_kind(view, x) || !view.contiguous() || view.ndim != (columns ? 2 : 1)) return false;
     if (view.shape[0] != rows || (columns && view.shape[1] != columns)) return false;
     weights.push_back(view.data);
+    kept.push_back(py::reinterpret_borrow<py::object>(object));
     return true;
   }
 
@@ -193,15 +205,18 @@ py::object Direct::sequence(py::handle dict, py::handle input, py::handle hx, in
     if (PyDict_GetItem(own, check)) return py::none();
   const View& x = call.x;
   if (x.ndim != 2 && x.ndim != 3) return py::none();
-  const bool batched = x.ndim == 3, batch_first = number(own, name.batch_first) == 1;
+  bool batch_first, bidirectional;
+  if (!flag(own, name.batch_first, batch_first) || !flag(own, name.bias, call.bias) ||
+      !flag(own, name.bidirectional, bidirectional))
+    return py::none();
+  const bool batched = x.ndim == 3;
   const int time = batched && batch_first, row = !time;
   call.steps = x.shape[time], call.x_step = x.strides[time];
   if (batched) call.batch = x.shape[row], call.x_row = x.strides[row];
   call.input = x.shape[x.ndim - 1];
   call.hidden = number(own, name.hidden_size);
   call.layers = number(own, name.num_layers);
-  call.directions = number(own, name.bidirectional) == 1 ? 2 : 1;
-  call.bias = number(own, name.bias) == 1;
+  call.directions = 1 + bidirectional;
   const int64_t projection = number(own, name.proj_size);
   call.projected = projection > 0;
   call.output = call.projected ? projection : call.hidden;
@@ -217,17 +232,21 @@ py::object Direct::sequence(py::handle dict, py::handle input, py::handle hx, in
   if (!call.view_states(hx.ptr(), batched ? 3 : 2, states)) return py::none();
 
   PyObject* parameters = PyDict_GetItem(own, name.parameters);
-  PyObject* flat = PyDict_GetItem(own, name.flat_names);
+  PyObject* flat_names = PyDict_GetItem(own, name.flat_names);
+  PyObject* flat = PyDict_GetItem(own, name.flat_weights);
   const int64_t each = 2 + 2 * call.bias + call.projected;
-  if (!parameters || !PyDict_Check(parameters) || !flat || !PyList_CheckExact(flat) ||
-      PyList_GET_SIZE(flat) != states * each)
+  if (!parameters || !PyDict_Check(parameters) || !flat_names || !PyList_CheckExact(flat_names) ||
+      PyList_GET_SIZE(flat_names) / each != states || PyList_GET_SIZE(flat_names) % each != 0 ||
+      !flat || !PyList_CheckExact(flat) || PyList_GET_SIZE(flat) != PyList_GET_SIZE(flat_names))
     return py::none();
   const int64_t rows = gates * call.hidden;
-  call.weights.reserve(states * 5);
+  call.weights.reserve(states * 5), call.kept.reserve(states * 5);
   for (int64_t s = 0, next = 0; s < states; ++s) {
     const int64_t width = s < call.directions ? call.input : call.directions * call.output;
+    // Where the list of weights has another tensor than the parameters, the long way knows why.
     const auto add = [&](int64_t count, int64_t columns) {
-      return call.add_weight(parameters, PyList_GET_ITEM(flat, next++), count, columns);
+      PyObject* weight = PyDict_GetItem(parameters, PyList_GET_ITEM(flat_names, next));
+      return weight == PyList_GET_ITEM(flat, next++) && call.add_weight(weight, count, columns);
     };
     if (!add(rows, width) || !add(rows, call.output)) return py::none();
     if (!call.bias) {
@@ -272,7 +291,6 @@ py::object Direct::step(py::handle dict, py::handle input, py::handle hx, int ce
   if (batched) call.batch = x.shape[0], call.x_row = x.strides[0];
   call.input = x.shape[x.ndim - 1];
   call.hidden = call.output = number(own, name.hidden_size);
-  call.bias = number(own, name.bias) == 1;
   if (call.batch < 1 || call.input < 1 || call.hidden < 1 ||
       (call.input > 1 && x.strides[x.ndim - 1] != 1) ||
       !call.view_states(hx.ptr(), x.ndim, call.batch))
@@ -280,16 +298,17 @@ py::object Direct::step(py::handle dict, py::handle input, py::handle hx, int ce
   PyObject* parameters = PyDict_GetItem(own, name.parameters);
   if (!parameters || !PyDict_Check(parameters)) return py::none();
   const int64_t rows = gates * call.hidden;
-  call.weights.reserve(5);
-  for (int i = 0; i < 4; ++i) {
-    if (i >= 2 && !call.bias) {
-      call.weights.push_back(nullptr);
-    } else if (!call.add_weight(parameters, name.of_step[i], rows,
-                                i == 0   ? call.input
-                                : i == 1 ? call.hidden
-                                         : 0)) {
-      return py::none();
-    }
+  PyObject* own_weights[4];
+  for (int i = 0; i < 4; ++i) own_weights[i] = PyDict_GetItem(parameters, name.of_step[i]);
+  call.weights.reserve(5), call.kept.reserve(4);
+  if (!call.add_weight(own_weights[0], rows, call.input) ||
+      !call.add_weight(own_weights[1], rows, call.hidden))
+    return py::none();
+  if (own_weights[2] == Py_None && own_weights[3] == Py_None) {
+    call.weights.insert(call.weights.end(), 2, nullptr);
+  } else if (!call.add_weight(own_weights[2], rows, 0) ||
+             !call.add_weight(own_weights[3], rows, 0)) {
+    return py::none();
   }
   call.weights.push_back(nullptr);
 

@@ -1,6 +1,7 @@
 #include "tensors.h"
 
 #include <cstring>
+#include <stdexcept>
 #include <string>
 
 namespace py = pybind11;
@@ -123,6 +124,8 @@ Plain::Plain(const Tensors& tensors, py::handle tensor, bool features_only) {
   const auto read = [&] {
     if (!tensors.view(object_.ptr(), view_))
       throw py::type_error("fastrnn: expected a tensor with memory of its own");
+    if (!view_.data && view_.size() > 0)
+      throw std::runtime_error("fastrnn: expected a tensor with memory, its storage is empty");
   };
   read();
   const bool adjacent = view_.ndim > 0 && view_.strides[view_.ndim - 1] == 1;

@@ -59,6 +59,11 @@ struct View {
   dlpack::Device device{};
   dlpack::DataType dtype{};
 
+  int64_t size() const {
+    int64_t product = 1;
+    for (int i = 0; i < ndim; ++i) product *= shape[i];
+    return product;
+  }
   bool contiguous() const {
     int64_t expected = 1;
     for (int i = ndim - 1; i >= 0; --i) {
