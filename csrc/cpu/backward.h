@@ -370,7 +370,7 @@ bool backward(const Backward<T>& args, int threads) {
   prepare(measured);
   const int64_t common = measured.used();
   BackwardPointers<T>(args.batch, measured);
-  Products<T>{measured};
+  Products<T>(args.rows, Cell::kSaved * H, measured);
   const int64_t per_thread = measured.used() - common;
 
   const Workspace workspace(common + per_thread * plan.threads);
@@ -393,7 +393,7 @@ bool backward(const Backward<T>& args, int threads) {
     const int rank = thread_rank(), size = team_size();
     Arena own(workspace.data() + common + per_thread * rank);
     const BackwardPointers<T> pointers(args.batch, own);
-    Products<T> products(own);
+    Products<T> products(args.rows, Cell::kSaved * H, own);
     const Assignment job = assign(args.directions, rank, size, barriers);
     for (int d = job.first_direction; d <= job.last_direction; ++d) {
       BackwardPass<Cell, T>(args, d, timeline, shared[d], pointers, Part{plan.split, job.team})

@@ -26,10 +26,10 @@ struct RowSource {
   FASTRNN_FN const T* row(int64_t n) const { return base + stride * (index ? index[n] : n); }
 };
 
-// Blocks of the loops over m and k: a's block of 240 x 384 float32 values takes a third of a
-// second-level cache of 1 MiB, a panel of b a tenth.
+// Blocks of the loops over m and k: a's block of 240 x 640 float32 values and a panel of b fill
+// three quarters of a second-level cache of 1 MiB. Every block of k reads and writes all of out.
 constexpr int64_t kBlockRows = 240;
-constexpr int64_t kBlockDepth = 384;
+constexpr int64_t kBlockDepth = 640;
 // Fewer rows than this do not pay for packing the panels they meet.
 constexpr int64_t kPackedRows = 24;
 
@@ -47,10 +47,13 @@ class Products {
   static constexpr int kWidth = V::kWidth;
 
  public:
-  Products(Arena& arena)
-      : columns_(arena.take<T>(kBlockRows * kBlockDepth)),
-        panel_(arena.take<T>(kBlockDepth * Shape::kUnits)),
-        sums_(arena.take<T>(kBlockRows)) {}
+  // For products with da of so many rows and columns.
+  Products(int64_t rows, int64_t columns, Arena& arena)
+      : height_(within(columns, kBlockRows)),
+        depth_(within(rows > columns ? rows : columns, kBlockDepth)),
+        columns_(arena.take<T>(height_ * depth_)),
+        panel_(arena.take<T>(depth_ * Shape::kUnits)),
+        sums_(arena.take<T>(height_)) {}
 
   // A factor of a sum of outer products, (rows, width), and where the result goes.
   struct Factor {
@@ -68,7 +71,7 @@ class Products {
     const int64_t depth = block_size(rows, kBlockDepth);
     for (int64_t j = 0; j < columns; j += kBlockRows) {
       const int64_t count = columns - j < kBlockRows ? columns - j : kBlockRows;
-      for (int64_t m = 0; m < kBlockRows; ++m) sums_[m] = T(0);
+      for (int64_t m = 0; m < height_; ++m) sums_[m] = T(0);
       for (int64_t k = 0; k < rows; k += depth) {
         const int64_t n = rows - k < depth ? rows - k : depth;
         transpose_block(a, column + j, count, k, n);
@@ -77,7 +80,7 @@ class Products {
           if (!factor.out) continue;
           multiply_block(
               factor.states, k, n, factor.width, count, true, k > 0,
-              [&](int64_t m) { return columns_ + m * kBlockDepth; },
+              [&](int64_t m) { return columns_ + m * depth_; },
               [&](int64_t m) { return factor.out + (j + m) * factor.width; });
         }
       }
@@ -107,6 +110,10 @@ class Products {
   }
 
  private:
+  static int64_t within(int64_t count, int64_t most) {
+    return count < most ? (count + kWidth - 1) / kWidth * kWidth : most;
+  }
+
   static void clear(int64_t columns, const Factor* factors, T* const* sums) {
     for (int f = 0; f < 2; ++f) {
       if (factors[f].out)
@@ -134,7 +141,7 @@ class Products {
         }
         sum.store(sums_ + m);
         transpose<1>(square);
-        for (int v = 0; v < valid; ++v) square[v].store(columns_ + (m + v) * kBlockDepth + i);
+        for (int v = 0; v < valid; ++v) square[v].store(columns_ + (m + v) * depth_ + i);
       }
     }
   }
@@ -212,9 +219,10 @@ class Products {
     }
   }
 
-  T* columns_;  // (kBlockRows, kBlockDepth) transposed block of a
-  T* panel_;    // (kBlockDepth, a panel's width) of b
-  T* sums_;     // (kBlockRows) sums of a's columns
+  const int64_t height_, depth_;  // of the largest block
+  T* columns_;                    // (height_, depth_) transposed block of a
+  T* panel_;                      // (depth_, a panel's width) of b
+  T* sums_;                       // (height_) sums of a's columns
 };
 
 FASTRNN_NAMESPACE_END
