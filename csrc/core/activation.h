@@ -36,14 +36,13 @@ struct Float<double> {
   static constexpr double kLn2High = 0x1.62e42fee00000p-1, kLn2Low = 1.9082149292705877e-10;
 };
 
-// (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2, Chebyshev fits; error relative to r 5e-10 and 5e-19.
+// (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2, minimax fits; error relative to r 1.6e-8 and 5e-19.
 template <class V>
 FASTRNN_FN V exp_tail(V r, float) {
-  V p = V(1.9891030654e-4f);
-  p = fma(p, r, V(1.3933685863e-3f));
-  p = fma(p, r, V(8.3333108896e-3f));
-  p = fma(p, r, V(4.1666464602e-2f));
-  p = fma(p, r, V(1.6666666682e-1f));
+  V p = V(1.3946489198e-3f);
+  p = fma(p, r, V(8.3666061983e-3f));
+  p = fma(p, r, V(4.1666280478e-2f));
+  p = fma(p, r, V(1.6666543484e-1f));
   return fma(p, r, V(0.5f));
 }
 template <class V>

@@ -101,21 +101,52 @@ FASTRNN_FN Pack<T> operator/(Pack<T> a, Pack<T> b) {
   return a.v / b.v;
 }
 
-// What the activations need of a value type V beside its arithmetic. A comparison with NaN is
-// false, so clamp_above and clamp_below let NaN through.
+// The smaller and the larger of a and b, or b if one is NaN: x86's instructions, which compilers do
+// not find in the comparisons that say the same.
+#if defined(__x86_64__)
+#if FASTRNN_VECTOR_BYTES == 64
+#define FASTRNN_X86(name) _mm512_##name
+#elif FASTRNN_VECTOR_BYTES == 32
+#define FASTRNN_X86(name) _mm256_##name
+#else
+#define FASTRNN_X86(name) _mm_##name
+#endif
+FASTRNN_FN Pack<float> smaller(Pack<float> a, Pack<float> b) {
+  return FASTRNN_X86(min_ps)(a.v, b.v);
+}
+FASTRNN_FN Pack<double> smaller(Pack<double> a, Pack<double> b) {
+  return FASTRNN_X86(min_pd)(a.v, b.v);
+}
+FASTRNN_FN Pack<float> larger(Pack<float> a, Pack<float> b) {
+  return FASTRNN_X86(max_ps)(a.v, b.v);
+}
+FASTRNN_FN Pack<double> larger(Pack<double> a, Pack<double> b) {
+  return FASTRNN_X86(max_pd)(a.v, b.v);
+}
+#undef FASTRNN_X86
+#else
+template <class T>
+FASTRNN_FN Pack<T> smaller(Pack<T> a, Pack<T> b) {
+  return a.v < b.v ? a.v : b.v;
+}
+template <class T>
+FASTRNN_FN Pack<T> larger(Pack<T> a, Pack<T> b) {
+  return a.v > b.v ? a.v : b.v;
+}
+#endif
+
+// What the activations need of a value type V beside its arithmetic. The clamps let NaN through.
 template <class T>
 FASTRNN_FN Pack<T> fma(Pack<T> a, Pack<T> b, Pack<T> c) {
   return a.v * b.v + c.v;  // contracted to one instruction where the target has it
 }
 template <class T>
 FASTRNN_FN Pack<T> clamp_above(Pack<T> a, T bound) {
-  const auto limit = Pack<T>(bound).v;
-  return a.v > limit ? limit : a.v;
+  return smaller(Pack<T>(bound), a);
 }
 template <class T>
 FASTRNN_FN Pack<T> clamp_below(Pack<T> a, T bound) {
-  const auto limit = Pack<T>(bound).v;
-  return a.v < limit ? limit : a.v;
+  return larger(Pack<T>(bound), a);
 }
 template <class T>
 FASTRNN_FN Pack<T> zero_unless_positive(Pack<T> condition, Pack<T> a) {
