@@ -192,7 +192,12 @@ def direct() -> Any:
 def _direct(forced: str | None) -> Any:
     serving = (name for name, entry in _registry.items() if entry.available().ok)
     name = forced or next(serving, None)
-    return cpu_backend.direct() if name and type(_registry.get(name)) is CpuBackend else None
+    served = cpu_backend.direct() if name and type(_registry.get(name)) is CpuBackend else None
+    if served is not None:
+        _env.logger.info(
+            "calls of modules without gradients, on the CPU: served by %r, directly", name
+        )
+    return served
 
 
 def _traits(problem: Problem) -> tuple[str, dtype, str, bool, bool, bool, bool]:
