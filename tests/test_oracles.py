@@ -116,6 +116,19 @@ def test_memory_is_poisoned() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_that_a_backend_makes_is_poisoned(backend: str) -> None:
+    """Nothing is saved of rows beyond the lengths: what is there is what the memory held."""
+    a = arguments(Case("lstm", lengths="zeros"))
+    inputs = LayerInputs(a.x, a.h0, a.c0, list(a.weights.values()), a.lengths, None, None)
+    problem = Problem.of("lstm", inputs, directions=1, keep_cell_states=False, training=True)
+    kernels = fastrnn.backends.get(backend)
+    assert isinstance(kernels, FusedBackend)
+    reserve = kernels.forward(problem, inputs).reserve
+    assert reserve is not None
+    assert bool(reserve.isnan().all())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @each(options())
 def test_options(case: Case, backend: str) -> None:
     a = arguments(case)
