@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,10 @@ def array(tensor: Tensor) -> NDArray[np.float32]:
 
 
 class OnnxPeer:
-    """The worker's process; a context. It sleeps unless it is asked.
+    """The worker's process; a context. It is stopped unless it is asked.
+
+    Stopped by a signal: left to themselves its threads go on spinning, on the cores that others are
+    then timed on.
 
     Raises (all methods):
         RuntimeError: the worker failed or is gone.
@@ -91,6 +95,7 @@ class OnnxPeer:
         trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):  # it is gone already
             self._process.stdin.close()
         self._process.wait()
@@ -123,12 +128,14 @@ class OnnxPeer:
     def _ask(self, method: str, *arguments: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.send_signal(signal.SIGCONT)
         try:
             pickle.dump((method, arguments), self._process.stdin)
             self._process.stdin.flush()
             answer, error = pickle.load(self._process.stdout)
         except (EOFError, BrokenPipeError) as gone:
             raise RuntimeError(f"{NAME}: the worker is gone") from gone
+        self._process.send_signal(signal.SIGSTOP)
         if error:
             raise RuntimeError(f"{NAME}: {error}")
         return answer
