@@ -89,7 +89,8 @@ struct Call {
   int directions = 1;
   bool bias = true, projected = false;
   std::vector<const void*> weights;  // 5 per layer and direction, as in struct Weights
-  // The weights' tensors: another thread may give the module other ones while the kernel runs.
+  // The weights' tensors, all held before torch is asked anything: its methods release the GIL, and
+  // so does the kernel, and another thread may give the module other weights meanwhile.
   std::vector<py::object> kept;
 
   // A tensor of exactly that type, with the values that its memory holds.
@@ -123,14 +124,19 @@ struct Call {
            view_state(PyTuple_GET_ITEM(hx, 1), c0, ndim, first, hidden);
   }
 
-  // object: of shape (rows, columns), or (rows) where columns is 0; null if there is none.
+  // Takes hold of a weight; null if there is none.
+  bool keep(PyObject* weight) {
+    if (weight) kept.push_back(py::reinterpret_borrow<py::object>(weight));
+    return weight != nullptr;
+  }
+
+  // object: of shape (rows, columns), or (rows) where columns is 0.
   bool add_weight(PyObject* object, int64_t rows, int64_t columns) {
     View view;
-    if (!object || !view_plain(object, parameter, view)) return false;
+    if (!view_plain(object, parameter, view)) return false;
     if (!same_kind(view, x) || !view.contiguous() || view.ndim != (columns ? 2 : 1)) return false;
     if (view.shape[0] != rows || (columns && view.shape[1] != columns)) return false;
     weights.push_back(view.data);
-    kept.push_back(py::reinterpret_borrow<py::object>(object));
     return true;
   }
 
@@ -240,13 +246,16 @@ py::object Direct::sequence(py::handle dict, py::handle input, py::handle hx, in
       !flat || !PyList_CheckExact(flat) || PyList_GET_SIZE(flat) != PyList_GET_SIZE(flat_names))
     return py::none();
   const int64_t rows = gates * call.hidden;
-  call.weights.reserve(states * 5), call.kept.reserve(states * 5);
+  call.weights.reserve(states * 5), call.kept.reserve(states * each);
+  for (int64_t i = 0; i < states * each; ++i) {
+    PyObject* weight = PyDict_GetItem(parameters, PyList_GET_ITEM(flat_names, i));
+    // Where the list of weights has another tensor than the parameters, the long way knows why.
+    if (weight != PyList_GET_ITEM(flat, i) || !call.keep(weight)) return py::none();
+  }
   for (int64_t s = 0, next = 0; s < states; ++s) {
     const int64_t width = s < call.directions ? call.input : call.directions * call.output;
-    // Where the list of weights has another tensor than the parameters, the long way knows why.
     const auto add = [&](int64_t count, int64_t columns) {
-      PyObject* weight = PyDict_GetItem(parameters, PyList_GET_ITEM(flat_names, next));
-      return weight == PyList_GET_ITEM(flat, next++) && call.add_weight(weight, count, columns);
+      return call.add_weight(call.kept[next++].ptr(), count, columns);
     };
     if (!add(rows, width) || !add(rows, call.output)) return py::none();
     if (!call.bias) {
@@ -298,16 +307,16 @@ py::object Direct::step(py::handle dict, py::handle input, py::handle hx, int ce
   PyObject* parameters = PyDict_GetItem(own, name.parameters);
   if (!parameters || !PyDict_Check(parameters)) return py::none();
   const int64_t rows = gates * call.hidden;
-  PyObject* own_weights[4];
-  for (int i = 0; i < 4; ++i) own_weights[i] = PyDict_GetItem(parameters, name.of_step[i]);
   call.weights.reserve(5), call.kept.reserve(4);
-  if (!call.add_weight(own_weights[0], rows, call.input) ||
-      !call.add_weight(own_weights[1], rows, call.hidden))
-    return py::none();
-  if (own_weights[2] == Py_None && own_weights[3] == Py_None) {
+  for (PyObject* weight : name.of_step)
+    if (!call.keep(PyDict_GetItem(parameters, weight))) return py::none();
+  const auto add = [&](int i, int64_t columns) {
+    return call.add_weight(call.kept[i].ptr(), rows, columns);
+  };
+  if (!add(0, call.input) || !add(1, call.hidden)) return py::none();
+  if (call.kept[2].is_none() && call.kept[3].is_none()) {
     call.weights.insert(call.weights.end(), 2, nullptr);
-  } else if (!call.add_weight(own_weights[2], rows, 0) ||
-             !call.add_weight(own_weights[3], rows, 0)) {
+  } else if (!add(2, 0) || !add(3, 0)) {
     return py::none();
   }
   call.weights.push_back(nullptr);
