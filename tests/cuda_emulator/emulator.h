@@ -1,0 +1,181 @@
+// device.cuh on the CPU: the same functions, for kernels that the host compiler compiles.
+//
+// Included by csrc/cuda/device.cuh under FASTRNN_CUDA_EMULATOR, after the structs it shares.
+#pragma once
+
+#include <string.h>
+
+#include <stdexcept>
+#include <type_traits>
+
+#include "numbers.h"
+#include "runtime.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define FASTRNN_DEVICE inline
+
+#define threadIdx (::fastrnn::emulator::thread_index())
+#define blockIdx (::fastrnn::emulator::block_index())
+#define blockDim (::fastrnn::emulator::block_size())
+#define gridDim (::fastrnn::emulator::grid_size())
+
+FASTRNN_NAMESPACE_BEGIN
+
+// ---- Threads and barriers
+
+template <class T>
+T* shared_memory() {
+  return static_cast<T*>(emulator::shared_memory());
+}
+
+inline void sync_block() { emulator::sync_block(); }
+inline void sync_warp() { emulator::sync_warp(); }
+
+template <class T>
+T shuffle(T value, int lane) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "what __shfl_sync takes");
+  uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof(T));
+  bits = emulator::shuffle(bits, lane & 31);
+  memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+template <class T>
+T shuffle_xor(T value, int mask) {
+  return shuffle(value, int(threadIdx.x % 32) ^ mask);
+}
+inline bool all_of_warp(bool value) { return emulator::vote(value) == ~0u; }
+inline bool any_of_warp(bool value) { return emulator::vote(value) != 0; }
+
+inline void trap() { emulator::trap(); }
+
+// ---- Memory shared between blocks
+
+inline unsigned load_acquire(const unsigned* p) { return emulator::load_acquire(p); }
+inline void store_release(unsigned* p, unsigned value) { emulator::store_release(p, value); }
+inline Vector16 load_exchanged(const void* p) {
+  Vector16 v;
+  emulator::load_exchanged(&v, p);
+  return v;
+}
+
+// ---- Clusters
+
+inline unsigned cluster_rank() { return emulator::cluster_rank(); }
+inline unsigned cluster_size() { return emulator::cluster_size(); }
+inline void cluster_arrive() { emulator::cluster_arrive(); }
+inline void cluster_wait() { emulator::cluster_wait(); }
+template <class T>
+T* remote(T* shared, unsigned rank) {
+  return static_cast<T*>(emulator::remote(const_cast<std::remove_cv_t<T>*>(shared), rank));
+}
+
+// ---- Numbers
+
+inline float to_float(Half h) { return emulator::float_of_half(h.bits); }
+inline Half to_half(float f) { return {emulator::half_of_float(f)}; }
+inline float to_float(BFloat16 b) { return emulator::float_of_bits(uint32_t(b.bits) << 16); }
+inline BFloat16 to_bfloat16(float f) { return {emulator::bfloat16_of_float(f)}; }
+inline float to_tf32(float f) { return emulator::tf32_of_float(f); }
+
+// ---- Matrix fragments
+
+template <emulator::Matrix kDtype>
+void multiply_fragments(float d[4], const unsigned a[4], const unsigned b[2]) {
+  emulator::Fragments fragments;
+  memcpy(fragments.d, d, sizeof fragments.d);
+  memcpy(fragments.a, a, sizeof fragments.a);
+  memcpy(fragments.b, b, sizeof fragments.b);
+  emulator::multiply(kDtype, fragments);
+  memcpy(d, fragments.d, sizeof fragments.d);
+}
+inline void mma_16x8x16_half(float d[4], const unsigned a[4], const unsigned b[2]) {
+  multiply_fragments<emulator::Matrix::kHalf>(d, a, b);
+}
+inline void mma_16x8x16_bfloat16(float d[4], const unsigned a[4], const unsigned b[2]) {
+  multiply_fragments<emulator::Matrix::kBFloat16>(d, a, b);
+}
+inline void mma_16x8x8_tf32(float d[4], const unsigned a[4], const unsigned b[2]) {
+  multiply_fragments<emulator::Matrix::kTf32>(d, a, b);
+}
+
+// ---- The host's side
+
+inline emulator::Shape shape_of(const Launch& how) {
+  emulator::Shape shape;
+  shape.grid = {how.grid[0], how.grid[1], how.grid[2]};
+  shape.threads = int(how.threads);
+  shape.cluster = int(how.cluster);
+  shape.shared_bytes = how.shared_bytes;
+  shape.cooperative = how.cooperative;
+  return shape;
+}
+
+template <class Args>
+struct Call {
+  void (*kernel)(Args);
+  Args args;
+
+  __attribute__((no_sanitize("thread"))) static void run(const void* call) {
+    static_cast<const Call*>(call)->kernel(static_cast<const Call*>(call)->args);
+  }
+};
+
+// Returns when the kernel has ended. Throws for what the driver refuses, and for every fault of the
+// kernel that the emulator finds.
+template <class Args>
+void launch(void (*kernel)(Args), const Launch& how, const Args& args, const char* what) {
+  static_assert(std::is_trivially_copyable_v<Args>);
+  static_assert(sizeof(Args) <= 4096, "the parameters of a kernel");
+  const Call<Args> call = {kernel, args};
+  const std::string error = emulator::launch((const void*)kernel, shape_of(how), Call<Args>::run,
+                                             static_cast<const void*>(&call));
+  if (!error.empty()) throw std::runtime_error(std::string("fastrnn: ") + what + ": " + error);
+}
+
+inline void check_shared_bytes(const Launch& how, const char* what) {
+  if (how.shared_bytes > emulator::configuration().shared_per_block)
+    throw std::runtime_error(std::string("fastrnn: ") + what + ": invalid argument: " +
+                             std::to_string(how.shared_bytes) + " bytes of shared memory");
+}
+
+template <class Args>
+int resident_blocks(void (*)(Args), const Launch& how, const char* what) {
+  check_shared_bytes(how, what);
+  return int(emulator::resident_blocks(shape_of(how)));
+}
+
+template <class Args>
+int resident_clusters(void (*)(Args), const Launch& how, const char* what) {
+  check_shared_bytes(how, what);
+  return int(emulator::resident_clusters(shape_of(how)));
+}
+
+inline void set_to_zero(void* memory, int64_t bytes, void*, const char*) {
+  memset(memory, 0, size_t(bytes));
+}
+
+inline int device_count() { return 1; }
+
+inline DeviceProperties device_properties(int, const char*) {
+  const emulator::Configuration& c = emulator::configuration();
+  DeviceProperties result;
+  result.capability = int(c.compute_capability);
+  result.processors = int(c.multiprocessors);
+  result.shared_bytes = int(c.shared_per_block);
+  result.max_cluster = int(c.cluster_limit);
+  return result;
+}
+
+class DeviceGuard {
+ public:
+  DeviceGuard(int device, const char* what) {
+    if (device != 0) throw std::runtime_error(std::string("fastrnn: ") + what + ": invalid device");
+  }
+};
+
+FASTRNN_NAMESPACE_END
