@@ -8,7 +8,7 @@
 //   tanh     4 ULP everywhere.
 #pragma once
 
-#include "pack.h"
+#include "scalar.h"
 
 FASTRNN_NAMESPACE_BEGIN
 

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-#include "platform.h"
+#include "scalar.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -135,7 +135,7 @@ FASTRNN_FN Pack<T> larger(Pack<T> a, Pack<T> b) {
 }
 #endif
 
-// What the activations need of a value type V beside its arithmetic. The clamps let NaN through.
+// What the activations need, as in scalar.h.
 template <class T>
 FASTRNN_FN Pack<T> fma(Pack<T> a, Pack<T> b, Pack<T> c) {
   return a.v * b.v + c.v;  // contracted to one instruction where the target has it
@@ -176,22 +176,9 @@ FASTRNN_FN Pack<T> power_of_two(Pack<T> shifted, int mantissa_bits) {
   return Pack<T>((typename Pack<T>::Vector)((Bits)shifted.v << mantissa_bits));
 }
 
-template <class V>
-struct ScalarOf {
-  using type = V;
-};
 template <class T>
 struct ScalarOf<Pack<T>> {
   using type = T;
 };
-
-template <class V>
-FASTRNN_FN V zero() {
-  return V(typename ScalarOf<V>::type(0));
-}
-template <class V>
-FASTRNN_FN V one() {
-  return V(typename ScalarOf<V>::type(1));
-}
 
 FASTRNN_NAMESPACE_END

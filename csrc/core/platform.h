@@ -29,6 +29,8 @@ FASTRNN_NAMESPACE_BEGIN
 using int32_t = int;
 using int64_t = long long;
 using uint8_t = unsigned char;
+using uint32_t = unsigned int;
+using uint64_t = unsigned long long;
 FASTRNN_NAMESPACE_END
 #else
 #include <stdint.h>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/arguments.h"
+#include "../core/course.h"
 #include "memory.h"
 
 FASTRNN_NAMESPACE_BEGIN
@@ -75,19 +76,6 @@ struct Rows {
   int64_t index(int64_t i) const { return first + i * stride; }
   int64_t batch_row(int64_t i) const { return timeline.batch_row(index(i)); }
   int64_t length(int64_t i) const { return timeline.length(index(i)); }
-};
-
-// The order in which a direction visits the steps.
-struct Course {
-  int64_t steps;
-  bool reverse;
-
-  int64_t step(int64_t s) const { return reverse ? steps - 1 - s : s; }
-  int64_t previous(int64_t t) const { return reverse ? t + 1 : t - 1; }
-  int64_t next(int64_t t) const { return reverse ? t - 1 : t + 1; }
-  // First and last step of a row of some length.
-  int64_t first(int64_t length) const { return reverse ? length - 1 : 0; }
-  int64_t last(int64_t length) const { return reverse ? 0 : length - 1; }
 };
 
 FASTRNN_NAMESPACE_END

@@ -7,7 +7,7 @@
 // Every kernel is a `__global__ void kernel(Args)` with one argument, a plain struct.
 #pragma once
 
-#include "../core/platform.h"
+#include "../core/scalar.h"
 
 FASTRNN_NAMESPACE_BEGIN
 
@@ -171,14 +171,14 @@ FASTRNN_DEVICE float to_tf32(float f) {
 // Two values a register. Of a (16 x 16): (r, 2q..) (r+8, 2q..) (r, 2q+8..) (r+8, 2q+8..); of b
 // (16 x 8): (2q.., r) (2q+8.., r).
 FASTRNN_DEVICE void mma_16x8x16_half(float d[4], const unsigned a[4], const unsigned b[2]) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 FASTRNN_DEVICE void mma_16x8x16_bfloat16(float d[4], const unsigned a[4], const unsigned b[2]) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -187,7 +187,7 @@ FASTRNN_DEVICE void mma_16x8x16_bfloat16(float d[4], const unsigned a[4], const 
 // One TF32 value a register. Of a (16 x 8): (r, q) (r+8, q) (r, q+4) (r+8, q+4); of b (8 x 8):
 // (q, r) (q+4, r).
 FASTRNN_DEVICE void mma_16x8x8_tf32(float d[4], const unsigned a[4], const unsigned b[2]) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])

@@ -1,0 +1,141 @@
+// fastrnn._cuda: the CUDA kernels for Python. Addresses are integers, 0 for what is not there; who
+// calls has checked everything, and keeps the tensors alive.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "../cuda/kernels.h"
+#include "../cuda/plan.h"
+
+namespace py = pybind11;
+
+// The emulator of the tests builds this file under another name.
+#if !defined(FASTRNN_CUDA_MODULE)
+#define FASTRNN_CUDA_MODULE _cuda
+#endif
+
+namespace fastrnn {
+namespace {
+
+using Address = std::uintptr_t;
+
+// steps, batch, rows, input_size, hidden_size, output_size, directions
+using SizeList = std::array<int64_t, 7>;
+// lengths and batch_sizes on the host; reset (steps, batch)
+using MaskList = std::array<Address, 3>;
+// Of a direction: w_ih, w_hh, b_ih, b_hh, w_hr
+using WeightList = std::vector<std::array<Address, 5>>;
+// device, stream, regime, workspace
+using CallList = std::array<int64_t, 4>;
+using Pair = std::array<Address, 2>;
+
+Sizes sizes_of(const SizeList& sizes, const MaskList& masks) {
+  Sizes result;
+  result.steps = sizes[0], result.batch = sizes[1], result.rows = sizes[2];
+  result.input = sizes[3], result.hidden = sizes[4], result.output = sizes[5];
+  result.directions = int(sizes[6]);
+  result.lengths = (const int64_t*)masks[0], result.batch_sizes = (const int64_t*)masks[1];
+  result.reset = (const uint8_t*)masks[2];
+  result.reset_step = result.batch, result.reset_row = 1;
+  return result;
+}
+
+CudaCall call_of(const CallList& call) {
+  return {int(call[0]), (void*)call[1], (void*)call[3], int(call[2])};
+}
+
+template <class Args>
+Args arguments_of(const SizeList& sizes, const MaskList& masks, const WeightList& weights) {
+  if (int64_t(weights.size()) != sizes[6] || sizes[6] > 2)
+    throw py::value_error("fastrnn: weights do not fit the directions");
+  Args args;
+  static_cast<Sizes&>(args) = sizes_of(sizes, masks);
+  for (size_t d = 0; d < weights.size(); ++d) {
+    const auto& w = weights[d];
+    args.weights[d] = {(void*)w[0], (void*)w[1], (void*)w[2], (void*)w[3], (void*)w[4]};
+  }
+  return args;
+}
+
+const CudaKernels& kernels_of(int math, int cell) {
+  if (math < 0 || math >= kCudaMaths || cell < 0 || cell >= kCellKinds)
+    throw py::index_error("fastrnn: no such kernel; is the extension of this version?");
+  return cuda_kernels(CudaMath(math))[cell];
+}
+
+int64_t forward(int math, int cell, const CallList& call, const SizeList& sizes,
+                const MaskList& masks, const WeightList& weights, Pair gates, Pair initial,
+                const std::array<Address, 5>& outputs) {
+  auto args = arguments_of<CudaForward>(sizes, masks, weights);
+  for (int d = 0; d < 2; ++d) args.gates[d] = (void*)gates[d];
+  args.h0 = (void*)initial[0], args.c0 = (void*)initial[1];
+  args.y = (void*)outputs[0], args.h_n = (void*)outputs[1], args.c_n = (void*)outputs[2];
+  args.cell_states = (void*)outputs[3], args.reserve = (void*)outputs[4];
+  py::gil_scoped_release release;
+  return kernels_of(math, cell).forward(args, call_of(call));
+}
+
+int64_t backward(int math, int cell, const CallList& call, const SizeList& sizes,
+                 const MaskList& masks, const WeightList& weights, Pair initial, Pair kept,
+                 const std::array<Address, 4>& above, Pair grads, Pair da, Pair h_prev, Pair mid,
+                 Pair dh) {
+  auto args = arguments_of<CudaBackward>(sizes, masks, weights);
+  args.h0 = (void*)initial[0], args.c0 = (void*)initial[1];
+  args.cell_states = (void*)kept[0], args.reserve = (void*)kept[1];
+  args.grad_y = (void*)above[0], args.grad_h_n = (void*)above[1];
+  args.grad_c_n = (void*)above[2], args.grad_cell_states = (void*)above[3];
+  args.grad_h0 = (void*)grads[0], args.grad_c0 = (void*)grads[1];
+  for (int d = 0; d < 2; ++d) {
+    args.da[d] = (void*)da[d], args.h_prev[d] = (void*)h_prev[d];
+    args.mid[d] = (void*)mid[d], args.dh[d] = (void*)dh[d];
+  }
+  py::gil_scoped_release release;
+  return kernels_of(math, cell).backward(args, call_of(call));
+}
+
+int64_t dense_rows(const CallList& call, const SizeList& sizes, const MaskList& masks,
+                   Address index) {
+  const Sizes all = sizes_of(sizes, masks);
+  py::gil_scoped_release release;
+  return cuda_dense_rows(all, call_of(call), (int64_t*)index);
+}
+
+// For tests: the plan for a device of those numbers, on which everything that fits is resident.
+py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t steps, int64_t batch,
+              int directions, int tile_places, int processors, int shared_bytes, int max_cluster,
+              int clusters, int only) {
+  PlanInput input;
+  input.stages = stages, input.steps = steps, input.batch = batch, input.directions = directions;
+  for (size_t s = 0; s < stage.size() && s < 2; ++s)
+    input.stage[s] = {stage[s][0], int(stage[s][1]), int(stage[s][2]), stage[s][3]};
+  input.tile_places = tile_places, input.processors = processors;
+  input.shared_bytes = shared_bytes, input.max_cluster = max_cluster;
+  input.resident_blocks = [](int, int) { return 1; };
+  input.resident_clusters = [=](int, int cluster, int) { return clusters / cluster; };
+  Plan found;
+  py::dict result;
+  if (!make_plan(input, only, found)) return result;
+  result["regime"] = regime_name(found.regime);
+  result["unit_blocks"] = found.unit_blocks, result["blocks"] = found.blocks;
+  result["teams"] = found.teams, result["tiles"] = found.tiles;
+  result["per_block"] = std::vector<int>(found.per_block, found.per_block + stages);
+  result["shared_bytes"] = found.shared_bytes, result["step"] = found.step;
+  return result;
+}
+
+}  // namespace
+}  // namespace fastrnn
+
+PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m) {
+  using namespace fastrnn;
+  m.doc() = "Compiled CUDA kernels of fastrnn.";
+  m.attr("__version__") = FASTRNN_VERSION;
+  m.def("device_count", &cuda_device_count);
+  m.def("forward", &forward);
+  m.def("backward", &backward);
+  m.def("dense_rows", &dense_rows);
+  m.def("plan", &plan);
+}

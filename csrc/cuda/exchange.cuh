@@ -1,0 +1,112 @@
+// How the blocks of a team give each other the values of a step: through global memory, which is the
+// L2 cache, or through the shared memory of a cluster. Both have the same members; sequence.cuh is
+// generic over them, README.md says why neither can hang and why two copies of each row are enough.
+#pragma once
+
+#include "layer.h"
+
+FASTRNN_NAMESPACE_BEGIN
+
+#if !defined(FASTRNN_MOST_SPINS)
+#define FASTRNN_MOST_SPINS 0  // a debug build ends a kernel that polls one flag this often; 0: never
+#endif
+
+// Through global memory. Each block has a flag per stage and tile, which only it writes: the number
+// of steps of which it has written its part. A warp waits for those alone whose values it reads.
+class GlobalExchange {
+ public:
+  static constexpr bool kShared = false;
+
+  FASTRNN_DEVICE GlobalExchange(const Layer& layer, int direction, unsigned char*)
+      : p_(layer), d_(direction) {}
+  FASTRNN_DEVICE void begin() const {}
+
+  // The row of the tile's first place in the input of a stage.
+  FASTRNN_DEVICE unsigned char* rows(int stage, int64_t step, int tile) const {
+    const Exchange& e = p_.exchanges[stage];
+    const int64_t place = (d_ * 2 + step % 2) * p_.work.places + int64_t(tile) * p_.work.tile_places;
+    return e.rows + place * e.row_bytes;
+  }
+  // The calling warp will read [begin, end) of each row; `done` is what their writers' flags say
+  // when they have written.
+  FASTRNN_DEVICE void wait(int stage, int tile, int begin, int end, unsigned done) const {
+    if (!p_.work.flags || begin >= end) return;
+    const Exchange& e = p_.exchanges[stage];
+    const unsigned* flags = flags_of(stage, tile);
+    int last = (end - 1) / e.producer_bytes;
+    if (last >= e.producers) last = e.producers - 1;  // rows are padded
+    for (int block = begin / e.producer_bytes + threadIdx.x % 32; block <= last; block += 32) {
+      int spins = 0;
+      while (load_acquire(flags + block) < done)
+        if (FASTRNN_MOST_SPINS && ++spins == FASTRNN_MOST_SPINS) trap();
+    }
+    sync_warp();
+  }
+  template <class S>
+  FASTRNN_DEVICE void store(S* value_in_rows, S value) const {
+    *value_in_rows = value;
+  }
+  // All of this block's part of the tile has been stored.
+  FASTRNN_DEVICE void publish(int stage, int tile, unsigned done) const {
+    sync_block();
+    if (p_.work.flags && threadIdx.x == 0) store_release(flags_of(stage, tile) + blockIdx.x, done);
+  }
+  FASTRNN_DEVICE void end_stage() const {}
+
+ private:
+  FASTRNN_DEVICE unsigned* flags_of(int stage, int tile) const {
+    const int64_t row = (int64_t(d_) * kMaxStages + stage) * p_.work.tiles + tile;
+    return p_.work.flags + row * gridDim.x;
+  }
+
+  const Layer& p_;
+  const int d_;
+};
+
+// Through shared memory: every block of the cluster, which is the team, has all states of the
+// team's tiles, and each value is stored to all of them. One barrier of the cluster ends a stage.
+class ClusterExchange {
+ public:
+  static constexpr bool kShared = true;
+
+  FASTRNN_DEVICE ClusterExchange(const Layer& layer, int direction, unsigned char* memory)
+      : p_(layer), d_(direction), memory_(memory) {}
+
+  // Fetches the states before the first step.
+  FASTRNN_DEVICE void begin() const {
+    const GlobalExchange initial(p_, d_, nullptr);
+    for (int stage = 0; stage < p_.stages; ++stage) {
+      const int64_t count = p_.work.tile_places * p_.exchanges[stage].row_bytes / 16;
+      for (int tile = blockIdx.y; tile < p_.work.tiles; tile += gridDim.y)
+        for (int copy = 0; copy < 2; ++copy) {
+          const Vector16* from = (const Vector16*)initial.rows(stage, copy, tile);
+          Vector16* to = (Vector16*)rows(stage, copy, tile);
+          for (int64_t i = threadIdx.x; i < count; i += kThreads) to[i] = from[i];
+        }
+    }
+    end_stage();
+  }
+  FASTRNN_DEVICE unsigned char* rows(int stage, int64_t step, int tile) const {
+    const int64_t of_team = int64_t(p_.work.team_tiles) * p_.work.tile_places;
+    const int64_t place = (step % 2) * of_team + tile / gridDim.y * p_.work.tile_places;
+    const int64_t before = stage ? 2 * of_team * p_.exchanges[0].row_bytes : 0;
+    return memory_ + before + place * p_.exchanges[stage].row_bytes;
+  }
+  FASTRNN_DEVICE void wait(int, int, int, int, unsigned) const {}
+  template <class S>
+  FASTRNN_DEVICE void store(S* value_in_rows, S value) const {
+    for (unsigned rank = 0; rank < cluster_size(); ++rank) *remote(value_in_rows, rank) = value;
+  }
+  FASTRNN_DEVICE void publish(int, int, unsigned) const { sync_block(); }
+  FASTRNN_DEVICE void end_stage() const {
+    cluster_arrive();
+    cluster_wait();
+  }
+
+ private:
+  const Layer& p_;
+  const int d_;
+  unsigned char* const memory_;
+};
+
+FASTRNN_NAMESPACE_END

@@ -1,0 +1,285 @@
+// The host's side of what all passes share: lengths on the device, the plan of a pass, its weights in
+// bricks, its launches.
+#pragma once
+
+#include <vector>
+
+#include "../core/arena.h"
+#include "../core/arguments.h"
+#include "backward.cuh"
+#include "kernels.h"
+#include "plan.h"
+#include "prepare.cuh"
+#include "sequence.cuh"
+
+FASTRNN_NAMESPACE_BEGIN
+
+// Lengths of a call on the host, and their way to the device.
+class HostTimeline {
+ public:
+  HostTimeline(const Sizes& sizes, Arena& arena, const char* what) : sizes_(sizes), what_(what) {
+    const int64_t T = sizes.steps, B = sizes.batch;
+    if (!sizes.lengths && !sizes.batch_sizes) return;
+    words_ = 2 * (T + 1) + B + (sizes.lengths ? B : 0);
+    memory_ = arena.take<uint32_t>(words_);
+    if (arena.measuring()) return;
+    length_.resize(B);
+    offset_.resize(T + 1);
+    if (sizes.lengths) order_.resize(B), sort();
+    if (sizes.batch_sizes)
+      for (int64_t t = 0; t < T; ++t) {
+        offset_[t + 1] = offset_[t] + sizes.batch_sizes[t];
+        for (int64_t b = 0; b < sizes.batch_sizes[t]; ++b) length_[b] = int(t + 1);
+      }
+  }
+
+  int64_t alive(int64_t t) const {
+    return offset_.empty() ? sizes_.batch : offset_[t + 1] - offset_[t];
+  }
+
+  // What kernels read; its lengths are uploaded on the stream.
+  Timeline on_device(void* stream) const {
+    const int64_t T = sizes_.steps, B = sizes_.batch;
+    Timeline time;
+    time.steps = T, time.batch = B;
+    time.packed = sizes_.batch_sizes != nullptr;
+    time.reset = sizes_.reset, time.reset_step = sizes_.reset_step;
+    time.reset_row = sizes_.reset_row;
+    if (!memory_) return time;
+    std::vector<uint32_t> words(words_);
+    memcpy(words.data(), offset_.data(), (T + 1) * sizeof(int64_t));
+    memcpy(words.data() + 2 * (T + 1), length_.data(), B * sizeof(int));
+    if (!order_.empty()) memcpy(words.data() + 2 * (T + 1) + B, order_.data(), B * sizeof(int));
+    for (int64_t sent = 0; sent < words_; sent += UploadArgs::kWords) {
+      UploadArgs args;
+      args.out = memory_ + sent;
+      args.count = int(words_ - sent < UploadArgs::kWords ? words_ - sent : UploadArgs::kWords);
+      memcpy(args.words, words.data() + sent, args.count * sizeof(uint32_t));
+      Launch how;
+      how.threads = 256, how.stream = stream;
+      launch(upload, how, args, what_);
+    }
+    time.offset = (const int64_t*)memory_;
+    time.length = (const int*)(memory_ + 2 * (T + 1));
+    if (!order_.empty()) time.order = time.length + B;
+    return time;
+  }
+
+ private:
+  // Counting sort, longest first, stable.
+  void sort() {
+    const int64_t T = sizes_.steps, B = sizes_.batch;
+    std::vector<int64_t> count(T + 2, 0);
+    for (int64_t b = 0; b < B; ++b) ++count[T - sizes_.lengths[b] + 1];
+    for (int64_t n = 1; n < T + 2; ++n) count[n] += count[n - 1];
+    // count[T - l] is now the number of rows longer than l.
+    for (int64_t t = 0; t < T; ++t) offset_[t + 1] = offset_[t] + count[T - t];
+    for (int64_t b = 0; b < B; ++b) {
+      const int64_t place = count[T - sizes_.lengths[b]]++;
+      order_[place] = int(b), length_[place] = int(sizes_.lengths[b]);
+    }
+  }
+
+  const Sizes& sizes_;
+  const char* what_;
+  int64_t words_ = 0;
+  uint32_t* memory_ = nullptr;
+  std::vector<int64_t> offset_;
+  std::vector<int> length_, order_;
+};
+
+// A product of a step by where its weights come from: PackArgs has the meaning of the strides.
+struct StageSource {
+  const void* weights[2] = {};
+  int64_t gate = 0, unit = 0, slot_step = 0, value = 0;
+  int gates = 1, width = 1;
+  int64_t units = 0, values = 0;
+};
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+inline Launch over(int64_t count, void* stream) {
+  constexpr int64_t kMostBlocks = 4096;
+  Launch how;
+  how.threads = 256, how.stream = stream;
+  const int64_t blocks = (count + 255) / 256;
+  how.grid[0] = unsigned(blocks < 1 ? 1 : blocks > kMostBlocks ? kMostBlocks : blocks);
+  return how;
+}
+
+// A pass over the sequence: made once to measure its workspace, and once to run.
+template <class Pass>
+class Schedule {
+  using Math = typename Pass::Math;
+  using Args = typename Pass::Args;
+  using S = typename Math::Storage;
+  // Sums of a larger tile would not fit in the registers of a thread.
+  static constexpr int kMostBlocks = sizeof(typename Math::Number) == 8 ? 1 : 2;
+  using Kernel = void (*)(Args);
+
+ public:
+  Schedule(const Sizes& sizes, const CudaCall& call, const StageSource* sources, const char* what)
+      : sizes_(sizes), call_(call), sources_(sources), what_(what) {
+    using Shape = TileShape<Math, 1>;
+    PlanInput input;
+    input.stages = Pass::kStages;
+    for (int s = 0; s < Pass::kStages; ++s) {
+      const StageSource& from = sources[s];
+      StageSize& stage = input.stage[s];
+      const int64_t used = round_up(from.values, 8) * from.width * int64_t(sizeof(S));
+      stage.units = from.units, stage.gates = from.gates;
+      stage.bricks = int(round_up(used, kBrickBytes) / kBrickBytes);
+      // An odd number of bricks spreads the rows of a column over all banks of shared memory.
+      stage.row_bytes = (stage.bricks | 1) * kBrickBytes;
+    }
+    input.steps = sizes.steps, input.batch = sizes.batch, input.directions = sizes.directions;
+    input.tile_places = Shape::kPlaces, input.number_bytes = sizeof(typename Math::Number);
+    input.warps = kWarps, input.most_blocks_of_units = kMostBlocks;
+    const DeviceProperties device = device_properties(call.device, what);
+    input.processors = device.processors, input.shared_bytes = device.shared_bytes;
+    input.max_cluster = device.max_cluster;
+    input.resident_blocks = [&](int unit_blocks, int shared_bytes) {
+      return resident_blocks(kernel(Regime::grid, unit_blocks), team(1, shared_bytes), what_);
+    };
+    input.resident_clusters = [&](int unit_blocks, int cluster, int shared_bytes) {
+      return resident_clusters(kernel(Regime::cluster, unit_blocks), team(cluster, shared_bytes),
+                               what_);
+    };
+    if (!make_plan(input, call.regime, plan_))
+      throw std::runtime_error(std::string("fastrnn: ") + what + ": the regime " +
+                               regime_name(Regime(call.regime)) + " cannot run this");
+    for (int s = 0; s < Pass::kStages; ++s) stages_[s] = input.stage[s];
+  }
+
+  const Plan& plan() const { return plan_; }
+  int64_t places() const { return int64_t(plan_.tiles) * TileShape<Math, 1>::kPlaces; }
+  int64_t exchange_bytes(int stage) const {
+    return sizes_.directions * 2 * places() * stages_[stage].row_bytes;
+  }
+
+  // Memory, and everything of `args` that this class knows.
+  void prepare(Arena& arena, Args& args) {
+    const bool persistent = plan_.regime != Regime::stepwise;
+    const int unit_blocks = plan_.unit_blocks;
+    args.hidden = sizes_.hidden, args.output = sizes_.output, args.directions = sizes_.directions;
+    args.stages = Pass::kStages;
+    const int64_t before = arena.used();
+    for (int s = 0; s < Pass::kStages; ++s) {
+      Exchange& exchange = args.exchanges[s];
+      exchange.rows = arena.take<unsigned char>(exchange_bytes(s));
+      exchange.row_bytes = stages_[s].row_bytes, exchange.width = sources_[s].width;
+    }
+    const int64_t flags = int64_t(sizes_.directions) * kMaxStages * plan_.tiles * plan_.blocks;
+    if (plan_.regime == Regime::grid) args.work.flags = arena.take<unsigned>(flags);
+    zeros_ = args.exchanges[0].rows, zero_bytes_ = arena.used() - before;
+    for (int s = 0; s < Pass::kStages; ++s) {
+      Product& product = args.products[s];
+      product.units = stages_[s].units, product.bricks = stages_[s].bricks;
+      product.groups = int((product.units + 8 * unit_blocks - 1) / (8 * unit_blocks));
+      product.per_block = persistent ? plan_.per_block[s] : 1;
+      const int64_t vectors =
+          int64_t(product.groups) * product.bricks * sources_[s].gates * unit_blocks * 32;
+      for (int d = 0; d < sizes_.directions; ++d) product.weights[d] = arena.take<Vector16>(vectors);
+      // This stage feeds the next one.
+      Exchange& fed = args.exchanges[(s + 1) % Pass::kStages];
+      const int each = product.per_block * 8 * unit_blocks;
+      fed.producers = (product.groups + product.per_block - 1) / product.per_block;
+      fed.producer_bytes = each * sources_[(s + 1) % Pass::kStages].width * int(sizeof(S));
+    }
+    Work& work = args.work;
+    work.tiles = plan_.tiles, work.places = places();
+    work.tile_places = TileShape<Math, 1>::kPlaces;
+    work.team_tiles = (plan_.tiles + plan_.teams - 1) / plan_.teams;
+    work.weight_bytes = persistent ? plan_.weight_bytes : 0;
+    work.partial_bytes = plan_.partial_bytes;
+    work.resident = persistent;
+  }
+
+  void pack_weights(const Args& args) const {
+    set_to_zero(zeros_, zero_bytes_, call_.stream, what_);
+    for (int s = 0; s < Pass::kStages; ++s)
+      for (int d = 0; d < sizes_.directions; ++d) {
+        const StageSource& from = sources_[s];
+        const Product& product = args.products[s];
+        PackArgs<Math> packing = {(const S*)from.weights[d], from.gate, from.unit, from.slot_step,
+                                  from.value, from.gates, from.width, from.units, from.values,
+                                  plan_.unit_blocks, product.groups, product.bricks,
+                                  (S*)product.weights[d]};
+        const int64_t values = int64_t(product.groups) * product.bricks * from.gates *
+                               plan_.unit_blocks * 512 / int64_t(sizeof(S));
+        launch(pack<Math>, over(values, call_.stream), packing, what_);
+      }
+  }
+
+  // All steps, in the order of the pass.
+  void run(Args& args, const HostTimeline& time) const {
+    const Kernel kernel = this->kernel(plan_.regime, plan_.unit_blocks);
+    Launch how = team(plan_.regime == Regime::cluster ? plan_.blocks : 1, int(plan_.shared_bytes));
+    how.grid[2] = unsigned(sizes_.directions);
+    Work& work = args.work;
+    if (plan_.regime != Regime::stepwise) {
+      how.grid[0] = unsigned(plan_.blocks), how.grid[1] = unsigned(plan_.teams);
+      how.cooperative = plan_.regime == Regime::grid;
+      work.first_step = 0, work.end_step = sizes_.steps;
+      work.first_stage = 0, work.end_stage = Pass::kStages;
+      launch(kernel, how, args, what_);
+      return;
+    }
+    for (int64_t s = 0; s < sizes_.steps; ++s) {
+      // Of two directions, one is at the s-th step from the left, the other from the right.
+      const int64_t left = time.alive(s), right = time.alive(sizes_.steps - 1 - s);
+      const int64_t own = Pass::kBackward ? right : left;
+      const int64_t alive = sizes_.directions == 1 ? own : left > right ? left : right;
+      if (alive == 0) continue;
+      how.grid[1] = unsigned((alive + work.tile_places - 1) / work.tile_places);
+      if (how.grid[1] > 65535) how.grid[1] = 65535;
+      for (int stage = 0; stage < Pass::kStages; ++stage) {
+        how.grid[0] = unsigned(args.products[stage].groups);
+        work.first_step = s, work.end_step = s + 1;
+        work.first_stage = stage, work.end_stage = stage + 1;
+        launch(kernel, how, args, what_);
+      }
+    }
+  }
+
+  // The product that gives gradients of initial states, with the weights of the first stage.
+  void run_initial(const InitialArgs<Math>& args) const {
+    Launch how = team(1, int(plan_.partial_bytes));
+    how.grid[0] = unsigned(args.products[0].groups), how.grid[2] = unsigned(sizes_.directions);
+    how.grid[1] = unsigned(plan_.tiles < 65535 ? plan_.tiles : 65535);
+    auto kernel = run_sequence<InitialPass<Math>, TileShape<Math, 1>, GlobalExchange>;
+    if constexpr (kMostBlocks == 2)
+      if (plan_.unit_blocks == 2)
+        kernel = run_sequence<InitialPass<Math>, TileShape<Math, 2>, GlobalExchange>;
+    launch(kernel, how, args, what_);
+  }
+
+ private:
+  Launch team(int cluster, int shared_bytes) const {
+    Launch how;
+    how.grid[0] = unsigned(cluster), how.cluster = unsigned(cluster);
+    how.threads = kThreads, how.shared_bytes = unsigned(shared_bytes);
+    how.stream = call_.stream;
+    return how;
+  }
+  static Kernel kernel(Regime regime, int unit_blocks) {
+    const bool shared = regime == Regime::processor || regime == Regime::cluster;
+    if constexpr (kMostBlocks == 2)
+      if (unit_blocks == 2)
+        return shared ? run_sequence<Pass, TileShape<Math, 2>, ClusterExchange>
+                      : run_sequence<Pass, TileShape<Math, 2>, GlobalExchange>;
+    return shared ? run_sequence<Pass, TileShape<Math, 1>, ClusterExchange>
+                  : run_sequence<Pass, TileShape<Math, 1>, GlobalExchange>;
+  }
+
+  const Sizes& sizes_;
+  const CudaCall& call_;
+  const StageSource* const sources_;
+  const char* const what_;
+  Plan plan_;
+  StageSize stages_[kMaxStages];
+  void* zeros_ = nullptr;
+  int64_t zero_bytes_ = 0;
+};
+
+FASTRNN_NAMESPACE_END
