@@ -16,6 +16,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define FASTRNN_DEVICE inline
 
 #define threadIdx (::fastrnn::emulator::thread_index())

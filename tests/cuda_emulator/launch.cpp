@@ -1,6 +1,8 @@
 // Starting kernels: what the device can hold, the launch itself, and the reports of faults.
 #include <cxxabi.h>
 #include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 #include <algorithm>
 
@@ -14,9 +16,16 @@ std::string text(const Dim3& d) {
   return "(" + std::to_string(d.x) + "," + std::to_string(d.y) + "," + std::to_string(d.z) + ")";
 }
 
+// The name of an exported function; of another one the place, which runner.py makes a line of.
 std::string kernel_name(const void* kernel) {
   Dl_info info;
-  if (!dladdr(kernel, &info) || !info.dli_sname) return "(not exported)";
+  if (!dladdr(kernel, &info)) return "unknown";
+  if (info.dli_saddr != kernel) {
+    char place[32];
+    snprintf(place, sizeof place, "[pc 0x%zx]",
+             size_t((const char*)kernel - (const char*)info.dli_fbase) + 1);
+    return place;
+  }
   int status = 0;
   char* name = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
   std::string result = status == 0 ? name : info.dli_sname;

@@ -332,6 +332,22 @@ FASTRNN_HOOKS(16)
 void __tsan_read_range(void* p, size_t bytes) { access(p, bytes, Access::kRead, FASTRNN_PC); }
 void __tsan_write_range(void* p, size_t bytes) { access(p, bytes, Access::kWrite, FASTRNN_PC); }
 
+// In place of the functions of these names: checked_memory.h.
+void* fastrnn_checked_memmove(void* to, const void* from, size_t bytes) {
+  if (bytes) access(from, bytes, Access::kRead, FASTRNN_PC);
+  if (bytes) access(to, bytes, Access::kWrite, FASTRNN_PC);
+  return memmove(to, from, bytes);
+}
+void* fastrnn_checked_memcpy(void* to, const void* from, size_t bytes) {
+  if (bytes) access(from, bytes, Access::kRead, FASTRNN_PC);
+  if (bytes) access(to, bytes, Access::kWrite, FASTRNN_PC);
+  return memcpy(to, from, bytes);
+}
+void* fastrnn_checked_memset(void* to, int value, size_t bytes) {
+  if (bytes) access(to, bytes, Access::kWrite, FASTRNN_PC);
+  return memset(to, value, bytes);
+}
+
 // The host's part of the sources may use atomics (the guard of a static variable is one). Kernels
 // have those of device.cuh.
 #define FASTRNN_ATOMICS(bits, T)                                                              \

@@ -76,13 +76,13 @@ __global__ void products(Products args) {
 }
 
 struct Fresh {
-  unsigned char* out;  // (blocks, bytes): what shared memory holds when a block begins
-  int bytes;
+  unsigned short* out;  // (blocks, count): what shared memory holds when a block begins
+  int count;
 };
 __global__ void fresh(Fresh args) {
-  unsigned char* shared = shared_memory<unsigned char>();
-  for (int i = int(threadIdx.x); i < args.bytes; i += int(blockDim.x)) {
-    args.out[int(blockIdx.x) * args.bytes + i] = shared[i];
+  unsigned short* shared = shared_memory<unsigned short>();
+  for (int i = int(threadIdx.x); i < args.count; i += int(blockDim.x)) {
+    args.out[int(blockIdx.x) * args.count + i] = shared[i];
     shared[i] = 1;
   }
 }
