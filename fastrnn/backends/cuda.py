@@ -1,0 +1,303 @@
+"""The compiled CUDA kernels (``csrc/cuda``): the recurrence; products over all rows are torch's.
+
+A *dense row* is a row that exists: with lengths those within them, step by step, the longest
+sequences first, as packed data would have them. Everything between the kernels and torch's
+products is dense, so that no product meets padding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..cells import CELLS
+from ..problem import LayerGrads, LayerInputs, LayerOutputs, Problem
+from .base import FusedBackend, Gradients, Needs, Verdict
+
+_CELL_INDEX = {name: index for index, name in enumerate(CELLS)}
+
+#: The kernels' arithmetics, in the order of CudaMath (csrc/cuda/kernels.h).
+_MATH = {
+    torch.float16: 0,
+    torch.bfloat16: 1,
+    torch.float32: 2,
+    torch.float64: 4,
+}
+_TF32 = 3
+
+REGIMES = ("stepwise", "processor", "cluster", "grid")
+
+
+@functools.cache
+def load() -> tuple[ModuleType | None, str]:
+    """The extension, or None and why. It loads on machines without a driver."""
+    try:
+        from .. import _cuda
+    except ImportError as error:
+        return None, f"the compiled extension is missing ({error})"
+    return _cuda, "compiled CUDA kernels"
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.resolve_neg().contiguous()
+
+
+def _wants_tf32(problem: Problem) -> bool:
+    """Whether torch's own RNN would round products of float32 to TF32."""
+    return problem.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+
+
+@contextmanager
+def _products(problem: Problem) -> Iterator[None]:
+    """torch's products as cuDNN's RNNs would make them: in TF32 by its flag, not by matmul's."""
+    flags = torch.backends.cuda.matmul
+    before, wanted = flags.allow_tf32, _wants_tf32(problem)
+    if problem.dtype != torch.float32 or before == wanted:
+        yield
+        return
+    flags.allow_tf32 = wanted
+    try:
+        yield
+    finally:
+        flags.allow_tf32 = before
+
+
+class _Call:
+    """What both passes hand to the extension: sizes, and the addresses of plain tensors."""
+
+    def __init__(self, backend: CudaBackend, problem: Problem, inputs: LayerInputs) -> None:
+        self.backend, self.problem = backend, problem
+        self.x = inputs.x.resolve_neg()
+        self.h0, self.c0 = _plain(inputs.h0), _plain(inputs.c0)
+        self.lengths, self.batch_sizes = _plain(inputs.lengths), _plain(inputs.batch_sizes)
+        self.reset = _plain(inputs.reset)
+        plain = [weight.resolve_neg().contiguous() for weight in inputs.weights]
+        self.weights = [problem.direction_weights(plain, d) for d in range(problem.directions)]
+        self.sizes = [
+            problem.steps,
+            problem.batch,
+            problem.rows,
+            problem.input_size,
+            problem.hidden_size,
+            problem.output_size,
+            problem.directions,
+        ]
+        self.masks = [_address(self.lengths), _address(self.batch_sizes), _address(self.reset)]
+        self.initial = [_address(self.h0), _address(self.c0)]
+        self.weight_addresses = [self._weight_addresses(own) for own in self.weights]
+        self.math = _TF32 if _wants_tf32(problem) else _MATH[problem.dtype]
+        self.cell = _CELL_INDEX[problem.cell.name]
+
+    def _weight_addresses(self, own: Sequence[Tensor]) -> list[int]:
+        problem = self.problem
+        biases = [_address(bias) for bias in own[2:4]] if problem.bias else [0, 0]
+        projection = own[-1].data_ptr() if problem.projected else 0
+        return [own[0].data_ptr(), own[1].data_ptr(), *biases, projection]
+
+    def run(self, name: str, *arguments: object) -> None:
+        """Call a function of the extension with a workspace of the size it asks for."""
+        function = getattr(self.backend.extension(), name)
+        device, stream = self.problem.device.index or 0, self.backend.stream(self.problem)
+        own = (self.sizes, self.masks, *arguments)
+        regime = -1 if self.backend.regime is None else REGIMES.index(self.backend.regime)
+        front = () if name == "dense_rows" else (self.math, self.cell)
+        size = function(*front, [device, stream, regime, 0], *own)
+        workspace = torch.empty(max(size, 64), dtype=torch.uint8, device=self.problem.device)
+        function(*front, [device, stream, regime, workspace.data_ptr()], *own)
+
+    def dense_index(self) -> Tensor | None:
+        """The row of each dense row; None where they are the same."""
+        if self.lengths is None:
+            return None
+        count = int(self.lengths.sum())
+        index = torch.empty(count, dtype=torch.int64, device=self.problem.device)
+        if count:
+            self.run("dense_rows", index.data_ptr())
+        return index
+
+    def dense_x(self, index: Tensor | None) -> Tensor:
+        rows = self.x.reshape(self.problem.rows, self.problem.input_size)
+        return rows if index is None else rows.index_select(0, index)
+
+
+class CudaBackend(FusedBackend):
+    name = "cuda"
+    device_type = "cuda"
+
+    def __init__(self) -> None:
+        self._extension: ModuleType | None = None
+        #: Insist on one of REGIMES; None: the one with the shortest predicted time.
+        self.regime: str | None = None
+
+    def extension(self) -> ModuleType:
+        extension = self._extension or load()[0]
+        assert extension is not None
+        return extension
+
+    def stream(self, problem: Problem) -> int:
+        return torch.cuda.current_stream(problem.device).cuda_stream
+
+    def available(self) -> Verdict:
+        if self._extension is not None:
+            return Verdict(True, "compiled CUDA kernels")
+        extension, reason = load()
+        if extension is None:
+            return Verdict(False, reason)
+        if not torch.cuda.is_available():
+            return Verdict(False, "torch sees no GPU")
+        if extension.device_count() == 0:
+            return Verdict(False, "the CUDA driver shows no GPU")
+        return Verdict(True, reason)
+
+    def supports(self, problem: Problem) -> Verdict:
+        if problem.device.type != self.device_type:
+            return Verdict(False, f"runs on {self.device_type} only, not on {problem.device.type}")
+        if problem.dtype not in _MATH:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _MATH)
+            return Verdict(False, f"{known} only, not {problem.dtype}")
+        return Verdict(True, "compiled CUDA kernels")
+
+    def forward(self, problem: Problem, inputs: LayerInputs) -> LayerOutputs:
+        call = _Call(self, problem, inputs)
+        outputs = problem.allocate(call.x)
+        x = call.dense_x(call.dense_index())
+        with _products(problem):
+            gates = [torch.mm(x, own[0].t()) for own in call.weights]
+        call.run(
+            "forward",
+            call.weight_addresses,
+            _pair(gates),
+            call.initial,
+            [_address(output) for output in outputs],
+        )
+        return outputs
+
+    def backward(
+        self,
+        problem: Problem,
+        inputs: LayerInputs,
+        cell_states: Tensor | None,
+        reserve: Tensor,
+        grads: Gradients,
+        needs: Needs,
+        *,
+        donated: bool = False,
+    ) -> LayerGrads:
+        call = _Call(self, problem, inputs)
+        cell, directions = problem.cell, range(problem.directions)
+        hidden, output = problem.hidden_size, problem.output_size
+        index = call.dense_index()
+        rows = problem.rows if index is None else index.numel()
+        two_stage = cell.name == "gru_reset_before"
+        direct = cell.name.startswith("gru")
+        wants = [problem.direction_weights(needs.weights, d) for d in directions]
+
+        def dense(width: int) -> Tensor:
+            return call.x.new_empty(rows, width)
+
+        da = [dense(len(cell.saved) * hidden) for _ in directions]
+        h_prev = [dense(output) if direct or wants[d][1] else None for d in directions]
+        mid = [
+            dense(hidden) if (two_stage and wants[d][1]) or (problem.projected and wants[d][-1])
+            else None
+            for d in directions
+        ]
+        dh = [dense(output) if problem.projected else None for _ in directions]
+        grad_h0 = call.x.new_empty(len(directions), problem.batch, output) if needs.h0 else None
+        grad_c0 = call.x.new_empty(len(directions), problem.batch, hidden) if needs.c0 else None
+        call.run(
+            "backward",
+            call.weight_addresses,
+            call.initial,
+            [_address(cell_states), _address(reserve)],
+            [_address(grad) for grad in grads],
+            [_address(grad_h0), _address(grad_c0)],
+            _pair(da),
+            _pair(h_prev),
+            _pair(mid),
+            _pair(dh),
+        )
+        with _products(problem):
+            weights: list[Tensor | None] = []
+            x = call.dense_x(index) if any(own[0] for own in wants) else None
+            for d in directions:
+                weights += _weight_gradients(problem, wants[d], da[d], x, h_prev[d], mid[d], dh[d])
+            grad_x = _input_gradient(call, index, da) if needs.x else None
+        return LayerGrads(grad_x, grad_h0, grad_c0, weights)
+
+
+def _pair(tensors: Sequence[Tensor | None]) -> list[int]:
+    addresses = [_address(tensor) for tensor in tensors]
+    return addresses if len(addresses) == 2 else [*addresses, 0]
+
+
+def _split(problem: Problem, da: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of da what meets W_ih, what meets W_hh, and what of W_hh's last gate lies elsewhere.
+
+    The reset-after GRU has the gradients of its candidate twice: columns are ``hn r z n``.
+    """
+    hidden = problem.hidden_size
+    if problem.cell.name == "gru":
+        return da[:, hidden:], da[:, hidden : 3 * hidden], da[:, :hidden]
+    if problem.cell.name == "gru_reset_before":
+        return da, da[:, : 2 * hidden], da[:, 2 * hidden :]
+    return da, da, None
+
+
+def _weight_gradients(
+    problem: Problem,
+    wants: Sequence[bool],
+    da: Tensor,
+    x: Tensor | None,
+    h_prev: Tensor | None,
+    mid: Tensor | None,
+    dh: Tensor | None,
+) -> list[Tensor | None]:
+    """Gradients of a direction's weights, in the order of the inputs."""
+    from_x, from_h, last = _split(problem, da)
+    met = mid if problem.cell.name == "gru_reset_before" else h_prev
+    grads: list[Tensor | None] = [None] * len(wants)
+    if wants[0]:
+        assert x is not None
+        grads[0] = torch.mm(from_x.t(), x)
+    if wants[1]:
+        assert h_prev is not None
+        if last is None:
+            grads[1] = torch.mm(from_h.t(), h_prev)
+        else:
+            assert met is not None
+            grads[1] = torch.cat([torch.mm(from_h.t(), h_prev), torch.mm(last.t(), met)])
+    if problem.bias and (wants[2] or wants[3]):
+        own = from_x.sum(0)
+        grads[2] = own if wants[2] else None
+        if wants[3]:
+            hidden_sum = own.clone() if wants[2] else own
+            if problem.cell.name == "gru":
+                assert last is not None
+                hidden_sum = torch.cat([own[: 2 * problem.hidden_size], last.sum(0)])
+            grads[3] = hidden_sum
+    if problem.projected and wants[-1]:
+        assert dh is not None and mid is not None
+        grads[-1] = torch.mm(dh.t(), mid)
+    return grads
+
+
+def _input_gradient(call: _Call, index: Tensor | None, da: Sequence[Tensor]) -> Tensor:
+    """Gradient of x, from both directions; zero where no row is."""
+    problem = call.problem
+    from_x = [_split(problem, own)[0] for own in da]
+    grad = torch.mm(from_x[0], call.weights[0][0])
+    if len(da) == 2:
+        grad.addmm_(from_x[1], call.weights[1][0])
+    if index is not None:
+        grad = grad.new_zeros(problem.rows, problem.input_size).index_copy_(0, index, grad)
+    return grad.view(problem.sequence_shape(problem.input_size))
