@@ -25,16 +25,19 @@ CHECKED = pytest.mark.parametrize("checked", [False, True], ids=["plain", "check
 
 
 @pytest.fixture(scope="session")
-def load(pytestconfig: pytest.Config) -> Load:
+def libraries(pytestconfig: pytest.Config) -> Path:
+    """Where compiled kernels are kept from one run to the next."""
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("cuda_emulator")
+
+
+@pytest.fixture(scope="session")
+def load(libraries: Path) -> Load:
     """Gives the emulator with one of the kernel files, compiled when it has changed."""
-    cache = pytestconfig.cache
-    assert cache is not None
 
     def compiled(name: str, *, checked: bool, **configuration: int) -> Emulated:
         source = runner.HERE / "kernels" / f"{name}.cpp"
-        emulated = Emulated(
-            runner.build([source], checked=checked, cache=cache.mkdir("cuda_emulator"))
-        )
+        emulated = Emulated(runner.build([source], checked=checked, cache=libraries))
         emulated.configure(**configuration)
         return emulated
 
@@ -44,7 +47,9 @@ def load(pytestconfig: pytest.Config) -> Load:
 def run(emulated: Emulated, kernel: str, launch: Launch, *arguments: object) -> None:
     """Start a kernel whose argument is a struct of pointers, given as arrays, and ints."""
     kinds = [ctypes.c_int if isinstance(a, int) else ctypes.c_void_p for a in arguments]
-    struct = type("Args", (ctypes.Structure,), {"_fields_": [(f"_{i}", k) for i, k in enumerate(kinds)]})
+    struct = type(
+        "Args", (ctypes.Structure,), {"_fields_": [(f"_{i}", k) for i, k in enumerate(kinds)]}
+    )
     values = [a if isinstance(a, int) else runner.pointer(a) for a in arguments]
     emulated.call(f"run_{kernel}", ctypes.byref(launch), ctypes.byref(struct(*values)))
 
@@ -182,8 +187,6 @@ def test_matrix_products(load: Load, checked: bool, dtype: str) -> None:
     np.testing.assert_array_equal(result, _fragments(expected, _place_in_d, 4))
 
 
-
-
 @CHECKED
 def test_shared_memory_and_barriers(load: Load, checked: bool) -> None:
     start = np.arange(5 * 128, dtype=np.float32).reshape(5, 128)
@@ -233,17 +236,21 @@ MISTAKES = {
 }
 
 
-def exchange(emulated: Emulated, kernel: str, mistake: str = "none", steps: int = 6) -> np.ndarray:
+def exchange(
+    emulated: Emulated, kernel: str, mistake: str = "none", steps: int = 6, *, only: bool = True
+) -> np.ndarray:
+    """The values after some steps; `only` tells the emulator which memory that needs."""
     blocks, threads = 4, 64
     values = np.random.default_rng(3).standard_normal(blocks * threads).astype(np.float32)
     copies, flags = np.zeros((2, values.size), np.float32), np.zeros(blocks, np.uint32)
+    buffers = {"values": values, "copies": copies, "flags": flags}
     launch = (
         Launch(blocks, threads, cooperative=True)
         if kernel == "through_global"
         else Launch(blocks, threads, cluster=blocks, shared_bytes=2 * 4 * threads)
     )
-    with emulated.only({"values": values, "copies": copies, "flags": flags}):
-        run(emulated, kernel, launch, values, copies, flags, steps, 100, MISTAKES[mistake])
+    with emulated.only(buffers if only else {}):
+        run(emulated, kernel, launch, *buffers.values(), steps, 100, MISTAKES[mistake])
     return values
 
 
@@ -325,31 +332,38 @@ def test_a_seed_gives_one_order(load: Load) -> None:
 
 
 def test_threads_of_the_host_do_not_meet(load: Load) -> None:
-    results: dict[int, np.ndarray] = {}
+    emulated = load("exchange", checked=False)
+    results: list[np.ndarray] = []
 
-    def work(seed: int) -> None:
-        results[seed] = exchange(load("exchange", checked=False, seed=seed), "through_global", steps=60)
+    def work() -> None:
+        results.extend(exchange(emulated, "through_global", steps=60, only=False) for _ in range(5))
 
-    load("exchange", checked=False)
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for seed in range(4):
-        np.testing.assert_array_equal(results[seed], exchanged(60))
+    assert len(results) == 20
+    for result in results:
+        np.testing.assert_array_equal(result, exchanged(60))
 
 
 # ---- Faults
 
 # A kernel that is not exported is known by its place.
-WHERE = r"kernel (fastrnn::{}\(.*\)|\[faults.cpp:\d+\]): (\n|.)*block \(\d,0,0\) (\(\d of its cluster\) )?thread"
+WHERE = (
+    r"kernel (fastrnn::{}\(.*\)|\[faults.cpp:\d+\]): (\n|.)*"
+    r"block \(\d,0,0\) (\(\d of its cluster\) )?thread"
+)
 
 # Of each kernel: its launch, and what both builds say.
 DIVERGENCE = {
     "returns_before_barrier": (Launch(2, 64), r"return.* sync_block\(\)"),
     "half_the_block_at_the_barrier": (Launch(1, 64), r"sync_block\(\)"),
-    "lane_returns_before_shuffle": (Launch(1, 64), r"return.* shuffle\(\)|shuffle\(\), .* returning"),
+    "lane_returns_before_shuffle": (
+        Launch(1, 64),
+        r"return.* shuffle\(\)|shuffle\(\), .* returning",
+    ),
     "lanes_in_different_functions": (
         Launch(1, 32),
         r"in (vote|sync_warp)\(\) while lane \d+ of its warp is in (vote|sync_warp)\(\)",
@@ -523,8 +537,8 @@ def test_the_device_is_what_the_test_describes(load: Load) -> None:
         run(emulated, "stops", Launch(2, 32, cluster=2), np.zeros(1), 0)
 
 
-def test_a_source_that_does_not_compile_is_reported(tmp_path: Path) -> None:
+def test_a_source_that_does_not_compile_is_reported(tmp_path: Path, libraries: Path) -> None:
     source = tmp_path / "wrong.cpp"
     source.write_text("this is no program;\n")
     with pytest.raises(RuntimeError, match="this is no program"):
-        runner.build([source], checked=False, cache=tmp_path)
+        runner.build([source], checked=False, cache=libraries)

@@ -19,9 +19,9 @@ struct Configuration {
   int64_t registers_per_multiprocessor = 65536;
   int64_t registers_per_thread = 128;  // what every kernel is taken to need
   int64_t shared_per_multiprocessor = 233472;
-  int64_t shared_per_block = 232448;   // at most
-  int64_t shared_reserved = 1024;      // of each block, for the system
-  int64_t cluster_limit = 8;           // blocks of a cluster; 1: no clusters
+  int64_t shared_per_block = 232448;  // at most
+  int64_t shared_reserved = 1024;     // of each block, for the system
+  int64_t cluster_limit = 8;          // blocks of a cluster; 1: no clusters
   int64_t compute_capability = 90;
 };
 

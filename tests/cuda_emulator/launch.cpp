@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "machine.h"
 
@@ -35,7 +36,7 @@ std::string kernel_name(const void* kernel) {
 
 // What the driver says before it runs anything.
 std::string refusal(const Shape& shape) {
-  const Configuration& c = machine().configuration;
+  const Configuration& c = settings().configuration;
   if (shape.grid.volume() <= 0 || shape.grid.x > 0x7fffffff || shape.grid.y > 65535 ||
       shape.grid.z > 65535 || shape.threads < 1 || shape.threads > c.threads_per_block)
     return "invalid configuration argument: " + std::to_string(shape.threads) +
@@ -52,9 +53,8 @@ std::string refusal(const Shape& shape) {
     return "cluster misconfiguration: a grid of " + std::to_string(shape.grid.x) +
            " blocks in x is not made of clusters of " + std::to_string(shape.cluster);
   const int64_t clusters = shape.grid.volume() / shape.cluster;
-  const int64_t resident = shape.cluster > 1
-                               ? resident_clusters(shape)
-                               : resident_blocks(shape) * c.multiprocessors;
+  const int64_t resident =
+      shape.cluster > 1 ? resident_clusters(shape) : resident_blocks(shape) * c.multiprocessors;
   if (resident == 0) return "too many resources requested for launch";
   if (shape.cooperative && clusters > resident)
     return "too many blocks in cooperative launch: " + std::to_string(clusters) +
@@ -74,10 +74,15 @@ const char* keep(const char* text) {
   return machine().message.c_str();
 }
 
-const Configuration& configuration() { return machine().configuration; }
+Settings& settings() {
+  static Settings instance;
+  return instance;
+}
+
+const Configuration& configuration() { return settings().configuration; }
 
 int64_t resident_blocks(const Shape& shape) {
-  const Configuration& c = machine().configuration;
+  const Configuration& c = settings().configuration;
   const int64_t threads = shape.threads;
   // What a kernel may use is bounded by its block: as with __launch_bounds__.
   const int64_t registers =
@@ -88,7 +93,7 @@ int64_t resident_blocks(const Shape& shape) {
 }
 
 int64_t resident_clusters(const Shape& shape) {
-  const Configuration& c = machine().configuration;
+  const Configuration& c = settings().configuration;
   const int64_t blocks = resident_blocks(shape), group = c.multiprocessors_per_group;
   const int64_t rest = c.multiprocessors % group;
   return c.multiprocessors / group * (group * blocks / shape.cluster) +
@@ -103,11 +108,13 @@ std::string launch(const void* kernel, const Shape& shape, void (*body)(const vo
   m.shape = shape;
   m.body = body;
   m.arguments = arguments;
+  if (std::exchange(m.settings_changes, settings().changes) != settings().changes) m.launches = 0;
   m.launches++;
   const std::string refused = refusal(shape);
   if (!refused.empty()) return refused;
 
-  m.random.state = uint64_t(m.configuration.seed) * 0x9E3779B97F4A7C15ull + m.launches * 2 + 1;
+  m.random.state =
+      uint64_t(settings().configuration.seed) * 0x9E3779B97F4A7C15ull + m.launches * 2 + 1;
   for (int i = 0; i < 8; i++) m.random.next();
   const int64_t clusters = shape.grid.volume() / shape.cluster;
   // Only a cooperative launch may count on all of its blocks running at the same time. Of another
@@ -123,8 +130,7 @@ std::string launch(const void* kernel, const Shape& shape, void (*body)(const vo
     m.pending[size_t(place)] = i;
   }
   m.blocks_left = shape.grid.volume();
-  const size_t bytes =
-      m.clusters.size() * size_t(shape.cluster) * size_t(m.shared_stride()) + 1024;
+  const size_t bytes = m.clusters.size() * size_t(shape.cluster) * size_t(m.shared_stride()) + 1024;
   if (m.shared.size() < bytes) m.shared.resize(bytes);
   run_grid();
   return m.report;
@@ -158,7 +164,7 @@ std::string describe_address(const void* address) {
                std::to_string(m.shape.shared_bytes) + " bytes of shared memory of block " +
                text(block->index);
     }
-  for (const auto& [begin, buffer] : m.buffers)
+  for (const auto& [begin, buffer] : settings().buffers)
     if (p >= begin && p < begin + buffer.bytes)
       return "byte " + std::to_string(p - begin) + " of " + buffer.name;
   char hexadecimal[32];
@@ -179,10 +185,10 @@ std::string describe_waiting() {
         const auto same = [&](const Thread& other) {
           const bool polls = thread.state == State::kPolling;
           return other.state == thread.state && strcmp(other.waits_at, thread.waits_at) == 0 &&
-                 !(polls && (other.polls[other.next_poll].address !=
-                                 thread.polls[thread.next_poll].address ||
-                             other.polls[other.next_poll].value !=
-                                 thread.polls[thread.next_poll].value));
+                 !(polls &&
+                   (other.polls[other.next_poll].address !=
+                        thread.polls[thread.next_poll].address ||
+                    other.polls[other.next_poll].value != thread.polls[thread.next_poll].value));
         };
         for (last = first; last + 1 < threads && same(block->threads[size_t(last + 1)]); last++) {
         }
@@ -215,8 +221,10 @@ void check_guard_zones(const Block& block) {
   const auto check = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++)
       if ((unsigned char)block.shared[i] != kPoison)
-        fail(describe(*current) + " was the last of its block to return; one of them has written "
-             "out of bounds, to " + describe_address(block.shared + i));
+        fail(describe(*current) +
+             " was the last of its block to return; one of them has written "
+             "out of bounds, to " +
+             describe_address(block.shared + i));
   };
   check(-kGuardZone, 0);
   check(bytes, bytes + kGuardZone);
@@ -228,13 +236,13 @@ extern "C" {
 // For runner.py.
 __attribute__((visibility("default"))) void fastrnn_emulator_configure(
     const fastrnn::emulator::Configuration* configuration) {
-  fastrnn::emulator::machine().configuration = *configuration;
-  fastrnn::emulator::machine().launches = 0;
+  fastrnn::emulator::settings().configuration = *configuration;
+  fastrnn::emulator::settings().changes++;
 }
 // From now on kernels may access global memory only in buffers told of. No bytes: forget them all.
 __attribute__((visibility("default"))) void fastrnn_emulator_buffer(const void* data, int64_t bytes,
                                                                     const char* name) {
-  auto& buffers = fastrnn::emulator::machine().buffers;
+  auto& buffers = fastrnn::emulator::settings().buffers;
   if (bytes == 0)
     buffers.clear();
   else

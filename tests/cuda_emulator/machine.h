@@ -100,9 +100,18 @@ struct Buffer {
   std::string name;
 };
 
-struct Machine {
+// What tests ask for, of all threads of the process. Not to be changed while a kernel runs.
+struct Settings {
   Configuration configuration;
-  uint64_t launches = 0;
+  std::map<const char*, Buffer> buffers;  // by first byte; empty: everything may be accessed
+  uint64_t changes = 0;                   // of the configuration
+};
+Settings& settings();
+
+// One for each thread of the operating system that launches kernels.
+struct Machine {
+  uint64_t launches = 0;  // since the settings had this many changes:
+  uint64_t settings_changes = 0;
   std::string report;   // of the fault that ended the last launch; empty if none did
   std::string message;  // of the last call through entry.h
 
@@ -118,7 +127,6 @@ struct Machine {
   int64_t deadline_ms = 0;
 
   // Memory.
-  std::map<const char*, Buffer> buffers;  // by first byte; empty: everything may be accessed
   Stacks stacks;
   std::vector<char> shared;  // of all blocks that run now, each between two guard zones
   void* host = nullptr;      // the stack pointer of run_grid()
@@ -128,8 +136,8 @@ struct Machine {
   // Scheduling. A warp keeps the processor for a burst of random length, and so does a block: some
   // run far ahead of others, as on a device where others are delayed.
   std::vector<Thread*> polling;
-  uint64_t news = 1;          // atomic stores and returns
-  int64_t idle_polls = 0;     // polls since then that were made because nobody could run
+  uint64_t news = 1;       // atomic stores and returns
+  int64_t idle_polls = 0;  // polls since then that were made because nobody could run
   Block* burst_block = nullptr;
   int burst_warp = 0, warp_burst = 0, block_burst = 0;
   uint32_t picks = 0;
@@ -138,7 +146,8 @@ struct Machine {
 };
 
 // The thread that runs; null outside kernels.
-extern thread_local Thread* current __attribute__((visibility("hidden"), tls_model("initial-exec")));
+extern thread_local Thread* current
+    __attribute__((visibility("hidden"), tls_model("initial-exec")));
 Machine& machine();
 
 constexpr int64_t kGuardZone = 4096;     // bytes before and after each block's shared memory

@@ -19,8 +19,8 @@ void* remote(void* shared, unsigned rank) {
   const Block& block = *current->block;
   const int64_t offset = (char*)shared - block.shared;
   if (offset < 0 || offset > machine().shape.shared_bytes)
-    fail(describe(*current) + " asks in remote() for what is not in its shared memory: " +
-         describe_address(shared));
+    fail(describe(*current) +
+         " asks in remote() for what is not in its shared memory: " + describe_address(shared));
   if (rank >= block.cluster->blocks.size())
     fail(describe(*current) + " asks in remote() for block " + std::to_string(rank) +
          " of a cluster of " + std::to_string(block.cluster->blocks.size()));
@@ -45,8 +45,10 @@ void store_release(unsigned* p, unsigned value) {
 // An ordinary read to the race detector: what it reads must have been acquired.
 void load_exchanged(void* value, const void* p) {
   if ((uintptr_t)p % 16)
-    fail(describe(*current) + " is in load_exchanged() with an address that is not a multiple of "
-         "16: " + describe_address(p));
+    fail(describe(*current) +
+         " is in load_exchanged() with an address that is not a multiple of "
+         "16: " +
+         describe_address(p));
   races::access(p, 16, races::Access::kRead, __builtin_return_address(0));
   memcpy(value, p, 16);
 }
@@ -128,8 +130,7 @@ void multiply_all(void* const exchange[]) {
     for (int k = 0; k < kDepth; k++)
       for (int column = 0; column < 8; column++) d[row][column] += a[row][k] * b[k][column];
   for (int lane = 0; lane < kLanes; lane++)
-    for (int i = 0; i < 4; i++)
-      part(lane).d[i] = d[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
+    for (int i = 0; i < 4; i++) part(lane).d[i] = d[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
 }
 
 }  // namespace

@@ -185,9 +185,10 @@ Where locate(const char* p, size_t bytes, bool writes, uint32_t pc) {
   }
   if (p >= m.shared.data() && p < m.shared.data() + m.shared.size())
     refuse(" of a block of another cluster");
-  if (m.buffers.empty()) return Where::kShared;
-  auto next = m.buffers.upper_bound(p);
-  if (next != m.buffers.begin() && p < std::prev(next)->first + std::prev(next)->second.bytes) {
+  const auto& buffers = settings().buffers;
+  if (buffers.empty()) return Where::kShared;
+  auto next = buffers.upper_bound(p);
+  if (next != buffers.begin() && p < std::prev(next)->first + std::prev(next)->second.bytes) {
     if (p + bytes > std::prev(next)->first + std::prev(next)->second.bytes)
       refuse(" beyond the end of a buffer");
     return Where::kShared;
@@ -260,8 +261,8 @@ void access(const void* address, size_t bytes, Access kind, const void* pc_point
   if (locate(p, bytes, writes, pc) == Where::kPrivate) return;
 
   const Thread& thread = *current;
-  const uint32_t me = uint32_t(thread.block->rank * int64_t(thread.block->threads.size())) +
-                      uint32_t(thread.rank);
+  const uint32_t me =
+      uint32_t(thread.block->rank * int64_t(thread.block->threads.size())) + uint32_t(thread.rank);
   const Stamp mine = {me | (atomic ? kAtomic : 0), thread.clock.time, pc};
   const uintptr_t begin = (uintptr_t)p / kGrain, end = ((uintptr_t)p + bytes - 1) / kGrain;
   for (uintptr_t grain = begin; grain <= end; grain++) {
@@ -308,20 +309,21 @@ void aligned_access(void* p, size_t bytes, Access kind, const void* pc) {
 }  // namespace
 
 #define FASTRNN_PC __builtin_return_address(0)
-#define FASTRNN_HOOKS(bytes)                                                                     \
-  void __tsan_read##bytes(void* p) { aligned_access(p, bytes, Access::kRead, FASTRNN_PC); }      \
-  void __tsan_write##bytes(void* p) { aligned_access(p, bytes, Access::kWrite, FASTRNN_PC); }    \
-  void __tsan_volatile_read##bytes(void* p) {                                                    \
-    aligned_access(p, bytes, Access::kRead, FASTRNN_PC);                                         \
-  }                                                                                              \
-  void __tsan_volatile_write##bytes(void* p) {                                                   \
-    aligned_access(p, bytes, Access::kWrite, FASTRNN_PC);                                        \
+#define FASTRNN_HOOKS(bytes)                                                                  \
+  void __tsan_read##bytes(void* p) { aligned_access(p, bytes, Access::kRead, FASTRNN_PC); }   \
+  void __tsan_write##bytes(void* p) { aligned_access(p, bytes, Access::kWrite, FASTRNN_PC); } \
+  void __tsan_volatile_read##bytes(void* p) {                                                 \
+    aligned_access(p, bytes, Access::kRead, FASTRNN_PC);                                      \
+  }                                                                                           \
+  void __tsan_volatile_write##bytes(void* p) {                                                \
+    aligned_access(p, bytes, Access::kWrite, FASTRNN_PC);                                     \
   }
 
 extern "C" {
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
+void __tsan_vptr_read(void**) {}
 void __tsan_vptr_update(void**, void*) {}
 FASTRNN_HOOKS(1)
 FASTRNN_HOOKS(2)
@@ -350,23 +352,23 @@ void* fastrnn_checked_memset(void* to, int value, size_t bytes) {
 
 // The host's part of the sources may use atomics (the guard of a static variable is one). Kernels
 // have those of device.cuh.
-#define FASTRNN_ATOMICS(bits, T)                                                              \
+#define FASTRNN_ATOMICS(bits, T)                                                                 \
   T __tsan_atomic##bits##_load(const T* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); } \
-  void __tsan_atomic##bits##_store(T* p, T value, int) {                                      \
-    __atomic_store_n(p, value, __ATOMIC_SEQ_CST);                                             \
-  }                                                                                           \
-  T __tsan_atomic##bits##_exchange(T* p, T value, int) {                                      \
-    return __atomic_exchange_n(p, value, __ATOMIC_SEQ_CST);                                   \
-  }                                                                                           \
-  T __tsan_atomic##bits##_fetch_add(T* p, T value, int) {                                     \
-    return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);                                    \
-  }                                                                                           \
-  T __tsan_atomic##bits##_fetch_sub(T* p, T value, int) {                                     \
-    return __atomic_fetch_sub(p, value, __ATOMIC_SEQ_CST);                                    \
-  }                                                                                           \
-  bool __tsan_atomic##bits##_compare_exchange_strong(T* p, T* expected, T value, int, int) {  \
-    return __atomic_compare_exchange_n(p, expected, value, false, __ATOMIC_SEQ_CST,           \
-                                       __ATOMIC_SEQ_CST);                                     \
+  void __tsan_atomic##bits##_store(T* p, T value, int) {                                         \
+    __atomic_store_n(p, value, __ATOMIC_SEQ_CST);                                                \
+  }                                                                                              \
+  T __tsan_atomic##bits##_exchange(T* p, T value, int) {                                         \
+    return __atomic_exchange_n(p, value, __ATOMIC_SEQ_CST);                                      \
+  }                                                                                              \
+  T __tsan_atomic##bits##_fetch_add(T* p, T value, int) {                                        \
+    return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);                                       \
+  }                                                                                              \
+  T __tsan_atomic##bits##_fetch_sub(T* p, T value, int) {                                        \
+    return __atomic_fetch_sub(p, value, __ATOMIC_SEQ_CST);                                       \
+  }                                                                                              \
+  bool __tsan_atomic##bits##_compare_exchange_strong(T* p, T* expected, T value, int, int) {     \
+    return __atomic_compare_exchange_n(p, expected, value, false, __ATOMIC_SEQ_CST,              \
+                                       __ATOMIC_SEQ_CST);                                        \
   }
 FASTRNN_ATOMICS(8, uint8_t)
 FASTRNN_ATOMICS(32, uint32_t)

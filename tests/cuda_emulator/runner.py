@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ _FIELDS = re.findall(r"int64_t (\w+) = (\d+);", (HERE / "configuration.h").read_
 class Configuration(ctypes.Structure):
     """configuration.h's struct of that name: the device, the seed and the time limit."""
 
-    _fields_ = [(name, ctypes.c_int64) for name, _ in _FIELDS]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_int64) for name, _ in _FIELDS]
 
     def __init__(self, **values: int) -> None:
         super().__init__(**{name: int(default) for name, default in _FIELDS} | values)
@@ -41,7 +42,7 @@ class Configuration(ctypes.Structure):
 class Launch(ctypes.Structure):
     """device.cuh's struct Launch."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("grid", ctypes.c_uint * 3),
         ("threads", ctypes.c_uint),
         ("cluster", ctypes.c_uint),
@@ -84,10 +85,12 @@ def _flags(*, checked: bool) -> list[str]:
 
 def _kernel_flags(*, checked: bool) -> list[str]:
     """What only the sources of kernels get: garbage in locals nobody set, and calls at accesses."""
-    flags = ["-ftrivial-auto-var-init=pattern"]
+    flags = ["-ftrivial-auto-var-init=pattern", "-Wno-unknown-pragmas", "-Wno-unused-function"]
     if checked:
         flags += ["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]
-        flags += ["-fno-tree-sra"]  # or accesses of 16 bytes become four, of which none is misaligned
+        flags += [
+            "-fno-tree-sra"
+        ]  # or accesses of 16 bytes become four, of which none is misaligned
         flags += [f"-fno-builtin-mem{name}" for name in ("cpy", "move", "set")]
         flags += ["-include", str(HERE / "checked_memory.h")]
     return flags
@@ -99,6 +102,7 @@ def build(
     checked: bool,
     cache: Path | None = None,
     flags: Sequence[str] = ("-O2",),
+    undefined: bool = False,
 ) -> Path:
     """A shared library of the sources and the emulator, compiled unless the cache has it.
 
@@ -109,6 +113,7 @@ def build(
         checked: report races and invalid accesses: every access to memory becomes a call.
         cache: where libraries are kept; default: a folder of the user among temporary files.
         flags: further flags for the sources: optimization, include folders, definitions.
+        undefined: symbols may stay undefined, as those of Python do in an extension module.
 
     Raises:
         RuntimeError: no compiler, or it failed; its output is the message.
@@ -118,23 +123,31 @@ def build(
         raise RuntimeError("no C++ compiler: set CXX")
     if cache is None:
         cache = Path(tempfile.gettempdir()) / f"fastrnn-emulator-{os.getuid()}"
-    return _build(tuple(sources), checked, cache, tuple(flags), program)
+    return _build(program, tuple(sources), checked, cache, tuple(flags), undefined)
 
 
 @functools.cache
 def _build(
-    sources: tuple[Path, ...], checked: bool, cache: Path, flags: tuple[str, ...], program: str
+    program: str,
+    sources: tuple[Path, ...],
+    checked: bool,
+    cache: Path,
+    flags: tuple[str, ...],
+    undefined: bool,
 ) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     general = _flags(checked=checked)
     runtime = CHECKED_RUNTIME if checked else RUNTIME
-    objects = [_compile(program, HERE / name, [*general, "-O2"], cache) for name in runtime]
     own = [*general, *_kernel_flags(checked=checked), *flags]
-    objects += [_compile(program, source, own, cache) for source in sources]
-    name = hashlib.sha256("\n".join(map(str, objects)).encode()).hexdigest()[:20]
+    jobs = [(HERE / name, [*general, "-O2"]) for name in runtime]
+    jobs += [(source, own) for source in sources]
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        objects = list(pool.map(lambda job: _compile(program, job[0], job[1], cache), jobs))
+    key = "\n".join([*map(str, objects), str(undefined)])
+    name = hashlib.sha256(key.encode()).hexdigest()[:20]
     library = cache / f"{name}.so"
     if not library.exists():
-        link = ["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-ldl"]
+        link = ["-shared", "-Wl,-Bsymbolic", "-ldl", *([] if undefined else ["-Wl,-z,defs"])]
         _produce([program, *map(str, objects), *link], library)
     return library
 
@@ -176,10 +189,7 @@ def _bytes(array: Any) -> int:
 
 
 class Emulated:
-    """A library made by `build`.
-
-    Settings belong to the calling thread of the operating system, as a launch does.
-    """
+    """A library made by `build`. Its settings are those of everybody who uses it."""
 
     def __init__(self, library: Path) -> None:
         self.path = library

@@ -82,7 +82,7 @@ Block* draw_ready_block(Machine& m) {
 Thread& draw() {
   Machine& m = machine();
   if ((++m.picks & 0xffff) == 0 && now_ms() > m.deadline_ms)
-    fail("no end after " + std::to_string(m.configuration.timeout_ms) + " ms\n" +
+    fail("no end after " + std::to_string(settings().configuration.timeout_ms) + " ms\n" +
          describe_waiting());
   if (!m.polling.empty() && m.random.below(256) == 0)
     wake(m, m.random.below(uint32_t(m.polling.size())));
@@ -198,7 +198,7 @@ void begin(Machine& m, Cluster& cluster, size_t slot) {
 
 void run_grid() {
   Machine& m = machine();
-  m.deadline_ms = now_ms() + m.configuration.timeout_ms;
+  m.deadline_ms = now_ms() + settings().configuration.timeout_ms;
   m.polling.clear();
   m.idle_polls = 0;
   m.burst_block = nullptr;
@@ -301,8 +301,10 @@ void sync_block() {
   Thread& thread = *current;
   Block& block = *thread.block;
   if (block.threads_left < int(block.threads.size()))
-    fail(describe(thread) + " waits in sync_block(), which threads of its block have left out by "
-         "returning\n" + describe_waiting());
+    fail(describe(thread) +
+         " waits in sync_block(), which threads of its block have left out by "
+         "returning\n" +
+         describe_waiting());
   if (++block.arrived < int(block.threads.size())) {
     not_ready(thread, State::kAtBlock, "sync_block");
     suspend();
@@ -322,8 +324,10 @@ void cluster_arrive() {
   if (thread.cluster_arrived)
     fail(describe(thread) + " is in cluster_arrive() again without cluster_wait()");
   if (cluster.threads_left < cluster.threads)
-    fail(describe(thread) + " is in cluster_arrive(), which threads of its cluster have left out "
-         "by returning\n" + describe_waiting());
+    fail(describe(thread) +
+         " is in cluster_arrive(), which threads of its cluster have left out "
+         "by returning\n" +
+         describe_waiting());
   thread.cluster_arrived = true;
   thread.cluster_phase = cluster.phase;
   races::cluster_arrives(thread);

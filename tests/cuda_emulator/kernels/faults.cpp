@@ -19,16 +19,20 @@ __global__ void returns_before_barrier(Memory) {
   sync_block();
 }
 __global__ void half_the_block_at_the_barrier(Memory args) {
-  if (threadIdx.x < 32) sync_block();
-  else if (args.count > 0) (void)shuffle(1, 0);
+  if (threadIdx.x < 32)
+    sync_block();
+  else if (args.count > 0)
+    (void)shuffle(1, 0);
 }
 __global__ void lane_returns_before_shuffle(Memory) {
   if (threadIdx.x == 37) return;
   (void)shuffle(1, 0);
 }
 __global__ void lanes_in_different_functions(Memory) {
-  if (threadIdx.x % 2) (void)any_of_warp(true);
-  else sync_warp();
+  if (threadIdx.x % 2)
+    (void)any_of_warp(true);
+  else
+    sync_warp();
 }
 __global__ void lane_at_the_barrier(Memory) {
   if (threadIdx.x == 7) sync_block();
@@ -103,12 +107,8 @@ __global__ void two_blocks_write(Memory args) {
 __global__ void halves_of_a_word(Memory args) {  // neighbours, no race
   ((Half*)args.data)[threadIdx.x] = to_half(float(threadIdx.x));
 }
-__global__ void writes_beyond_shared(Memory) {
-  shared_memory<float>()[threadIdx.x + 1] = 1;
-}
-__global__ void writes_before_shared(Memory) {
-  shared_memory<float>()[int(threadIdx.x) - 1] = 1;
-}
+__global__ void writes_beyond_shared(Memory) { shared_memory<float>()[threadIdx.x + 1] = 1; }
+__global__ void writes_before_shared(Memory) { shared_memory<float>()[int(threadIdx.x) - 1] = 1; }
 __global__ void reads_beyond_shared(Memory args) {
   args.data[threadIdx.x] = shared_memory<float>()[threadIdx.x + 1];
 }
@@ -149,9 +149,9 @@ __global__ void unset_local(Memory args) {
 
 using namespace fastrnn;
 
-#define ENTRY(kernel)                                                            \
-  extern "C" const char* run_##kernel(const Launch* how, const Memory* args) {   \
-    return fastrnn_guarded([&] { launch(kernel, *how, *args, #kernel); });       \
+#define ENTRY(kernel)                                                          \
+  extern "C" const char* run_##kernel(const Launch* how, const Memory* args) { \
+    return fastrnn_guarded([&] { launch(kernel, *how, *args, #kernel); });     \
   }
 ENTRY(returns_before_barrier)
 ENTRY(half_the_block_at_the_barrier)

@@ -4,8 +4,6 @@
 
 namespace fastrnn {
 
-
-
 struct Places {
   int* seen;  // (blocks, threads, 8)
 };
@@ -25,7 +23,7 @@ __global__ void places(Places args) {
 }
 
 struct Lanes {
-  const double* in;  // (32)
+  const double* in;   // (32)
   const int* source;  // (32)
   int mask;
   double* out;  // (4, 32)
@@ -106,15 +104,13 @@ __global__ void rotations(Rotations args) {
   result = value;
 }
 
-
-
 }  // namespace fastrnn
 
 using namespace fastrnn;
 
-#define ENTRY(kernel, Args)                                                             \
-  extern "C" const char* run_##kernel(const Launch* how, const Args* args) {            \
-    return fastrnn_guarded([&] { launch(kernel, *how, *args, #kernel); });              \
+#define ENTRY(kernel, Args)                                                  \
+  extern "C" const char* run_##kernel(const Launch* how, const Args* args) { \
+    return fastrnn_guarded([&] { launch(kernel, *how, *args, #kernel); });   \
   }
 ENTRY(places, Places)
 ENTRY(lanes, Lanes)
