@@ -1,9 +1,6 @@
 // One kernel for each mistake that the emulator reports: threads of a block among themselves, and
 // memory. For blocks among each other see exchange.cpp.
-#include <string.h>
-
 #include "cuda/device.cuh"
-#include "entry.h"
 
 namespace fastrnn {
 
@@ -147,6 +144,10 @@ __global__ void unset_local(Memory args) {
 
 }  // namespace fastrnn
 
+#if !defined(__CUDACC_RTC__)  // NVRTC compiles the kernels, for the GPU that they are written for
+
+#include "entry.h"
+
 using namespace fastrnn;
 
 #define ENTRY(kernel)                                                          \
@@ -199,3 +200,5 @@ extern "C" void properties(int answers[4]) {
   answers[2] = device.shared_bytes;
   answers[3] = device.max_cluster;
 }
+
+#endif

@@ -1,6 +1,5 @@
 // Every function of device.cuh in a kernel that does little else.
 #include "cuda/device.cuh"
-#include "entry.h"
 
 namespace fastrnn {
 
@@ -106,6 +105,10 @@ __global__ void rotations(Rotations args) {
 
 }  // namespace fastrnn
 
+#if !defined(__CUDACC_RTC__)  // NVRTC compiles the kernels, for the GPU that they are written for
+
+#include "entry.h"
+
 using namespace fastrnn;
 
 #define ENTRY(kernel, Args)                                                  \
@@ -118,3 +121,5 @@ ENTRY(conversions, Conversions)
 ENTRY(products, Products)
 ENTRY(fresh, Fresh)
 ENTRY(rotations, Rotations)
+
+#endif
