@@ -1,4 +1,4 @@
-"""Build of the extension ``fastrnn._C``; what is declarative stands in pyproject.toml.
+"""Build of ``fastrnn._C`` and ``fastrnn._cuda``; what is declarative stands in pyproject.toml.
 
 CMakeLists.txt is the only list of sources and flags, this file drives it. torch is not imported:
 pip's build isolation works, and one build serves every version of torch.
@@ -6,6 +6,10 @@ pip's build isolation works, and one build serves every version of torch.
 Environment:
     FASTRNN_NATIVE: 0 installs the pure-Python package; 1 makes a missing compiler an error; unset
         compiles where there are a C++ compiler and CMake, and installs pure Python elsewhere.
+    FASTRNN_CUDA: 1 compiles the CUDA kernels, and makes a missing nvcc an error; 0 does not; auto, the
+        default, does where there are nvcc and a GPU. Compiling needs no GPU and no CUDA build of torch.
+    FASTRNN_CUDA_ARCHS: GPUs to compile for, as in CMake: ``90a-real;120-real``, or ``native``, which
+        takes the least time. Default: all from Ampere on, and PTX.
     MAX_JOBS: parallel compile jobs; default one per CPU.
     CXX, CXXFLAGS: read by CMake when the folder build/ is new.
 """
@@ -76,7 +80,28 @@ def jobs() -> int:
     return int(text)
 
 
+def find_nvcc() -> str | None:
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which(
+        "nvcc", path="/usr/local/cuda/bin"
+    )
+
+
+def sees_gpu() -> bool:
+    """Whether the driver shows a GPU: as a device of Linux, or of Windows' subsystem for it."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def builds_cuda() -> bool:
+    wanted = os.environ.get("FASTRNN_CUDA", "").strip() or "auto"
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"FASTRNN_CUDA: expected auto, 0 or 1, got {wanted!r}")
+    if wanted == "1" and find_nvcc() is None:
+        raise SystemExit("FASTRNN_CUDA=1 insists on the CUDA kernels, but there is no nvcc")
+    return wanted == "1" or (wanted == "auto" and find_nvcc() is not None and sees_gpu())
+
+
 WHY_PURE = why_pure()
+CUDA = not WHY_PURE and builds_cuda()
 
 
 class CMakeBuild(build_ext):
@@ -98,21 +123,28 @@ class CMakeBuild(build_ext):
             f"-DFASTRNN_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DFASTRNN_CUDA={'ON' if CUDA else 'OFF'}",
         ]
+        archs = os.environ.get("FASTRNN_CUDA_ARCHS", "").strip()
+        if CUDA:
+            configure += [f"-DCMAKE_CUDA_COMPILER={find_nvcc()}"]
+            configure += [f"-DFASTRNN_CUDA_ARCHS={archs}"] if archs else []
         if ninja is None:
             configure += ["-GUnix Makefiles"]
         else:
             # Named at each build: the one of an isolated build is gone by the next.
             configure += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-        build = [configure[0], "--build", str(tree), "--parallel", str(jobs())]
+        module = ext.name.rpartition(".")[2]
+        build = [configure[0], "--build", str(tree), "--target", module]
+        build += ["--parallel", str(jobs())]
         for command in (configure, build):
             print("fastrnn:", *command, flush=True)
             try:
                 subprocess.run(command, check=True)
             except subprocess.CalledProcessError as error:
                 raise CompileError(
-                    "compiling fastrnn's C++ kernels failed, see above for the reason; "
-                    "FASTRNN_NATIVE=0 installs the package without them"
+                    "compiling fastrnn's kernels failed, see above for the reason; FASTRNN_CUDA=0 installs "
+                    "the package without those for GPUs, FASTRNN_NATIVE=0 without any"
                 ) from error
         target = Path(self.get_ext_fullpath(ext.name))
         self.mkpath(str(target.parent))
@@ -134,8 +166,9 @@ class BuildPython(build_py):
             # An editable install is the tree itself: no copy of csrc/ is needed, and an extension
             # that an earlier build left would go on serving an install that asks for none.
             if WHY_PURE:
-                for stale in (ROOT / "fastrnn").glob("_C.*.so"):
-                    stale.unlink()
+                for name in ("_C", "_cuda"):
+                    for stale in (ROOT / "fastrnn").glob(f"{name}.*.so"):
+                        stale.unlink()
             return
         target = Path(self.build_lib, "fastrnn", "csrc")
         shutil.rmtree(target, ignore_errors=True)
@@ -144,6 +177,9 @@ class BuildPython(build_py):
 
 
 setup(
-    ext_modules=[] if WHY_PURE else [Extension("fastrnn._C", sources=[])],
+    ext_modules=[
+        *([] if WHY_PURE else [Extension("fastrnn._C", sources=[])]),
+        *([Extension("fastrnn._cuda", sources=[])] if CUDA else []),
+    ],
     cmdclass={"build_ext": CMakeBuild, "build_py": BuildPython},
 )

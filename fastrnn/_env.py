@@ -34,6 +34,13 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "FASTRNN_NATIVE", "", "0 installs pure Python; 1 insists on compiling", build_time=True
     ),
+    Variable(
+        "FASTRNN_CUDA",
+        "",
+        "CUDA kernels: 0 leaves them out; 1 insists; auto compiles where nvcc and a GPU are",
+        build_time=True,
+    ),
+    Variable("FASTRNN_CUDA_ARCHS", "", "GPUs to compile for, as in CMake", build_time=True),
     Variable("MAX_JOBS", "", "parallel compile jobs", build_time=True),
 )
 

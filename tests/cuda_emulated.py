@@ -1,7 +1,7 @@
 """The CUDA backend on the CPU: its Python, its launches and its kernels, on an emulated device.
 
-`backend()` is fastrnn's CUDA backend around csrc/cuda compiled for tests/cuda_emulator, serving
-tensors of the CPU. See the README of that folder for what the emulator checks.
+``backend()`` is fastrnn's CUDA backend around ``csrc/cuda`` compiled for ``tests/cuda_emulator``; it
+serves tensors of the CPU. What the emulator checks is said in the README of that folder.
 """
 
 from __future__ import annotations
@@ -10,56 +10,61 @@ import functools
 import importlib.util
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import pybind11
 
+from fastrnn import backends
 from fastrnn.backends.cuda import CudaBackend
+from fastrnn.problem import Problem
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "cuda_emulator"))
 
 import runner
 
 ROOT = Path(__file__).resolve().parents[1]
-NAME = "_cuda_emulated"
-
-
-def _sources() -> list[Path]:
-    folder = ROOT / "csrc" / "cuda"
-    kernels = sorted([*folder.glob("*.cu"), *folder.glob("*.cpp")])
-    return [*kernels, ROOT / "csrc" / "bind" / "cuda_module.cpp"]
 
 
 @functools.cache
 def library(*, checked: bool = False) -> Path:
-    include = [pybind11.get_include(), sysconfig.get_path("include")]
+    """The module, compiled when a source has changed."""
+    folder = ROOT / "csrc" / "cuda"
+    sources = sorted([*folder.glob("*.cu"), *folder.glob("*.cpp")])
+    include = (pybind11.get_include(), sysconfig.get_path("include"))
     return runner.build(
-        _sources(),
+        [*sources, ROOT / "csrc" / "bind" / "cuda_module.cpp"],
         checked=checked,
         undefined=True,
         flags=(
             "-O1",
-            "-Wno-error",
-            *[f"-isystem{path}" for path in include],
-            f"-DFASTRNN_CUDA_MODULE={NAME}",
+            *(f"-isystem{path}" for path in include),
+            f"-DFASTRNN_CUDA_MODULE={_name(checked)}",
             '-DFASTRNN_VERSION="emulated"',
         ),
     )
 
 
+def _name(checked: bool) -> str:
+    return "_cuda_checked" if checked else "_cuda_emulated"
+
+
 @functools.cache
 def extension(*, checked: bool = False) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(NAME, library(checked=checked))
-    assert spec is not None and spec.loader is not None
+    """What stands for ``fastrnn._cuda``."""
+    spec = importlib.util.spec_from_file_location(_name(checked), library(checked=checked))
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[NAME] = module
     spec.loader.exec_module(module)
     return module
 
 
 @functools.cache
 def device(*, checked: bool = False) -> runner.Emulated:
+    """The emulated device of that module, to be configured."""
     extension(checked=checked)
     return runner.Emulated(library(checked=checked))
 
@@ -70,9 +75,26 @@ class EmulatedBackend(CudaBackend):
     name = "cuda_emulated"
     device_type = "cpu"
 
-    def __init__(self, *, checked: bool = False) -> None:
+    def __init__(self, *, checked: bool = False, regime: str | None = None) -> None:
         super().__init__()
         self._extension = extension(checked=checked)
+        self.regime = regime
 
-    def stream(self, problem: object) -> int:
+    def stream(self, problem: Problem) -> int:
         return 0
+
+
+@contextmanager
+def registered(
+    regime: str | None = None, *, checked: bool = False, **configuration: int
+) -> Iterator[str]:
+    """The name of a backend on a device of that configuration, known inside the block only."""
+    before = backends._registry
+    device(checked=checked).configure(**configuration)
+    backend = EmulatedBackend(checked=checked, regime=regime)
+    backends.register(backend)
+    try:
+        yield backend.name
+    finally:
+        backends._registry = before
+        backends._chosen.clear()

@@ -308,9 +308,9 @@ class InitialBackward {
  private:
   const InitialArgs<Math>& p_;
   const int d_;
-  int64_t at_;
-  bool through_;
-  N direct_;
+  int64_t at_ = 0;
+  bool through_ = false;
+  N direct_ = N(0);
 };
 
 template <class Math_>

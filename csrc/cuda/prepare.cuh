@@ -134,7 +134,6 @@ struct RestoreArgs {
 };
 template <class Cell, class Math, bool kProjected>
 __global__ void restore(const __grid_constant__ RestoreArgs<Math> a) {
-  using S = typename Math::Storage;
   using N = typename Math::Number;
   const int64_t T = a.time.steps, B = a.time.batch, H = a.hidden, R = a.output;
   // h of a GRU follows from h before: a thread goes through all steps. Elsewhere each is on its own.

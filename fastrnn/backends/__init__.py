@@ -36,6 +36,7 @@ from .base import (
     Verdict,
 )
 from .cpu import CpuBackend
+from .cuda import CudaBackend
 from .numba import NumbaBackend
 from .reference import ReferenceBackend
 from .torch import TorchBackend
@@ -318,5 +319,5 @@ def _verdicts(problem: Problem) -> str:
     )
 
 
-for _backend in (CpuBackend(), NumbaBackend(), TorchBackend(), ReferenceBackend()):
+for _backend in (CpuBackend(), CudaBackend(), NumbaBackend(), TorchBackend(), ReferenceBackend()):
     register(_backend)

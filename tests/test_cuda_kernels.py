@@ -1,0 +1,208 @@
+"""The CUDA kernels, run on the CPU by the emulator, against the reference."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from cases import ALL_CELLS, Case, Outputs, arguments, check, each, errors, reference, results
+
+sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
+
+import runner
+
+if runner.compiler() is None:
+    pytest.skip("no C++ compiler", allow_module_level=True)
+
+from cuda_emulated import registered
+
+REGIMES = ("stepwise", "processor", "cluster", "grid")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Enough for a grid of several teams, too few for every plan.
+DEVICE = {"multiprocessors": 6}
+
+
+@pytest.fixture(autouse=True)
+def _strict_and_poisoned() -> Iterator[None]:
+    """float32 without TF32; and torch.empty full of NaN, so that what nobody writes shows."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def run(
+    case: Case, regime: str | None, *, seed: int = 1, checked: bool = False, **options: object
+) -> Outputs:
+    with registered(regime, checked=checked, seed=seed, **DEVICE) as name:
+        return results(arguments(case), backend=name, **options)  # type: ignore[arg-type]
+
+
+def compare(actual: Outputs, expected: Outputs, case: Case) -> None:
+    """As ``check``. A gradient of relu in 16 bits is no number to compare: it jumps where rounding
+    moves a value across 0."""
+    if case.cell == "rnn_relu" and case.dtype.itemsize == 2:
+        actual, expected = (
+            {name: value for name, value in found.items() if not name.startswith("grad")}
+            for found in (actual, expected)
+        )
+    check(actual, expected, case)
+
+
+def options(cell: str) -> list[Case]:
+    base = Case(cell, dtype=torch.float32)
+    found = [
+        base,
+        replace(base, hx=False, bias=False, steps=1),
+        replace(base, bidirectional=True),
+        replace(base, lengths="random", batch=5),
+        replace(base, lengths="zeros", bidirectional=True),
+        replace(base, layout="packed", bidirectional=True, batch=5),
+        replace(base, reset="random", bidirectional=True),
+        replace(base, layout="packed", reset="random", batch=4),
+        replace(base, lengths="random", reset="random", bidirectional=True, batch=19),
+        replace(base, hidden_size=1, input_size=1, batch=1, steps=2),
+        replace(base, hidden_size=40, input_size=9, batch=17),
+    ]
+    if cell == "lstm":
+        projected = replace(base, hidden_size=21, proj_size=6)
+        found += [
+            replace(base, cell_states=True, lengths="random", bidirectional=True),
+            projected,
+            replace(projected, lengths="random", reset="random", bidirectional=True, batch=18),
+            replace(projected, layout="packed", cell_states=True),
+        ]
+    return found
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@each(*(options(cell) for cell in ALL_CELLS))
+def test_every_regime(case: Case, regime: str) -> None:
+    compare(run(case, regime), reference(arguments(case)), case)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_every_dtype(cell: str, dtype: torch.dtype, regime: str) -> None:
+    case = Case(cell, dtype, hidden_size=27, batch=19, bidirectional=True, lengths="random")
+    compare(run(case, regime), reference(arguments(case)), case)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("hidden_size", [7, 8, 9, 15, 16, 17, 31, 33, 63, 65])
+def test_sizes_around_the_tiles(hidden_size: int, regime: str) -> None:
+    for dtype in FLOATS:
+        case = Case("gru", dtype, steps=3, hidden_size=hidden_size, batch=hidden_size % 5 + 7)
+        compare(run(case, regime), reference(arguments(case)), case)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_same_bits_in_whatever_order_blocks_run(cell: str, regime: str) -> None:
+    case = Case(cell, torch.float32, steps=4, hidden_size=33, batch=18, bidirectional=True)
+    first = run(case, regime)
+    for seed in range(2, 8):
+        again = run(case, regime, seed=seed)
+        for name, value in first.items():
+            torch.testing.assert_close(again[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_tf32_where_torch_says_so(cell: str) -> None:
+    case = Case(cell, torch.float32, hidden_size=40, batch=9)
+    strict = run(case, "stepwise")
+    expected = reference(arguments(case))
+    torch.backends.cudnn.allow_tf32 = True
+    for regime in REGIMES:
+        rounded = run(case, regime)
+        # float16 has the mantissa of TF32.
+        check(rounded, expected, case, dtype=torch.float16)
+        assert not torch.equal(rounded["output"], strict["output"])
+        assert max(errors(rounded, expected, case).values()) > 1
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_only_what_is_needed(cell: str, regime: str) -> None:
+    case = Case(cell, torch.float64, bidirectional=True, proj_size=2 if cell == "lstm" else 0)
+    a = arguments(case)
+    everything = run(case, regime)
+    for name in a.differentiable():
+        alone = run(case, regime, wanted=[name])
+        torch.testing.assert_close(alone[f"grad {name}"], everything[f"grad {name}"])
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_backward_twice(regime: str) -> None:
+    """Nothing that was saved is written to, so a kept graph gives the same gradients again."""
+    a = arguments(Case("lstm", torch.float32, batch=4, reset="random"))
+    tensors = {k: v.clone().requires_grad_() for k, v in a.differentiable().items()}
+    with registered(regime, **DEVICE) as name:
+        from cases import call
+
+        from fastrnn.backends import use_backend
+
+        with use_backend(name):
+            y = call(a.with_tensors(tensors))[0]
+            first = torch.autograd.grad(y.sum(), list(tensors.values()), retain_graph=True)
+            second = torch.autograd.grad(y.sum(), list(tensors.values()))
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_nan_stays_in_its_row() -> None:
+    case = Case("gru", torch.float16, batch=5, hidden_size=9)
+    a = arguments(case)
+    a.x[1, 2] = float("nan")
+    for regime in REGIMES:
+        with registered(regime, **DEVICE) as name:
+            y = results(a, backend=name)["output"]
+        assert y[1:, 2].isnan().all()
+        assert not y[:, [0, 1, 3, 4]].isnan().any()
+
+
+def test_a_reset_row_forgets_nan() -> None:
+    case = Case("lstm", torch.float32, steps=4, batch=3, reset="never")
+    a = arguments(case)
+    assert a.reset is not None
+    a.x[0, 1] = float("nan")
+    a.reset[2, 1] = True
+    for regime in REGIMES:
+        with registered(regime, **DEVICE) as name:
+            y = results(a, backend=name)["output"]
+        assert y[:2, 1].isnan().all()
+        assert not y[2:].isnan().any()
+
+
+def test_a_regime_that_cannot_run_says_so() -> None:
+    case = Case("lstm", torch.float32, hidden_size=200)
+    with (
+        registered("processor", multiprocessors=2, shared_per_block=16384) as name,
+        pytest.raises(RuntimeError, match="layer_forward: the regime processor cannot run this"),
+    ):
+        results(arguments(case), backend=name)
+
+
+def test_a_device_too_small_for_the_weights_is_served_step_by_step() -> None:
+    case = Case("lstm", torch.float32, steps=2, hidden_size=200, batch=2)
+    with registered(multiprocessors=2, shared_per_block=32768) as name:
+        check(results(arguments(case), backend=name), reference(arguments(case)), case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_no_races(cell: str, dtype: torch.dtype, regime: str) -> None:
+    """In the checked build every access to memory is seen; a race is an error of the launch."""
+    case = Case(cell, dtype, steps=3, hidden_size=19, batch=18, bidirectional=True, reset="random")
+    projected = replace(case, proj_size=7, lengths="random")
+    for one in [case, *([projected] if cell == "lstm" else [])]:
+        compare(run(one, regime, checked=True), reference(arguments(one)), one)
