@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
-
-import runner
-from runner import Emulated, EmulatorFault, Launch
+from cuda_emulator import runner
+from cuda_emulator.runner import Emulated, EmulatorFault, Launch
 
 if runner.compiler() is None:
     pytest.skip("no C++ compiler", allow_module_level=True)

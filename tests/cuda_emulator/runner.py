@@ -156,12 +156,17 @@ def _compile(program: str, source: Path, flags: list[str], cache: Path) -> Path:
     """The object of a source, named after what the preprocessor makes of it and the flags."""
     command = [program, "-x", "c++", *flags]
     text = _run([*command, "-E", str(source)])
-    version = _run([program, "--version"]).splitlines()[0]
-    key = "\n".join([version, *command, text])
+    key = "\n".join([_target(program), *command, text])
     target = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.o"
     if not target.exists():
         _produce([*command, "-c", str(source)], target)
     return target
+
+
+@functools.cache
+def _target(program: str) -> str:
+    """What it compiles for: its version, and the instructions of this machine."""
+    return _run([program, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
 
 
 def _produce(command: list[str], target: Path) -> None:
