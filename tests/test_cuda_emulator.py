@@ -427,6 +427,7 @@ MEMORY = {
     "two_blocks_write": r"race: .* writes .* wrote .* byte 28 of data",
     "writes_beyond_shared": r"writes 4 bytes .* out of bounds: byte 256 of the 256 bytes of shared",
     "writes_before_shared": r"writes 4 bytes .* out of bounds: byte -4 of the 256 bytes of shared",
+    "writes_far_beyond_shared": r"writes 4 bytes .* in shared memory that is not its cluster's",
     "reads_beyond_shared": r"reads 4 bytes .* out of bounds: byte 256 of the 256 bytes of shared",
     "writes_beyond_a_buffer": r"writes 4 bytes .* in no buffer",
     "reads_before_a_buffer": r"reads 4 bytes .* in no buffer",

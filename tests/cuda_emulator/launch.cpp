@@ -130,7 +130,8 @@ std::string launch(const void* kernel, const Shape& shape, void (*body)(const vo
     m.pending[size_t(place)] = i;
   }
   m.blocks_left = shape.grid.volume();
-  const size_t bytes = m.clusters.size() * size_t(shape.cluster) * size_t(m.shared_stride()) + 1024;
+  const size_t bytes =
+      m.clusters.size() * size_t(shape.cluster) * size_t(m.shared_stride()) + 1024 + 2 * kSlack;
   if (m.shared.size() < bytes) m.shared.resize(bytes);
   run_grid();
   return m.report;

@@ -150,7 +150,8 @@ extern thread_local Thread* current
     __attribute__((visibility("hidden"), tls_model("initial-exec")));
 Machine& machine();
 
-constexpr int64_t kGuardZone = 4096;     // bytes before and after each block's shared memory
+constexpr int64_t kGuardZone = 4096;   // bytes before and after each block's shared memory
+constexpr int64_t kSlack = 256 << 10;  // around all of it: stray writes should not end the process
 constexpr unsigned char kPoison = 0xFF;  // every floating-point type reads NaN
 
 // Runs all blocks of the grid, in an order of its own; returns early after a fault.

@@ -184,7 +184,7 @@ Where locate(const char* p, size_t bytes, bool writes, uint32_t pc) {
     return Where::kShared;
   }
   if (p >= m.shared.data() && p < m.shared.data() + m.shared.size())
-    refuse(" of a block of another cluster");
+    refuse(" in shared memory that is not its cluster's");
   const auto& buffers = settings().buffers;
   if (buffers.empty()) return Where::kShared;
   auto next = buffers.upper_bound(p);

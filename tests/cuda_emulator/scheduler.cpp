@@ -170,7 +170,7 @@ void begin(Machine& m, Cluster& cluster, size_t slot) {
                    unsigned(block.rank / shape.grid.x / shape.grid.y)};
     block.cluster = &cluster;
     block.cluster_rank = i;
-    block.shared = (char*)(((uintptr_t)m.shared.data() + 1023) / 1024 * 1024) +
+    block.shared = (char*)(((uintptr_t)m.shared.data() + kSlack + 1023) / 1024 * 1024) +
                    int64_t(block_slot) * m.shared_stride() + kGuardZone;
     memset(block.shared - kGuardZone, kPoison, size_t(m.shape.shared_bytes + 2 * kGuardZone));
     block.threads.resize(size_t(shape.threads));

@@ -106,6 +106,7 @@ __global__ void halves_of_a_word(Memory args) {  // neighbours, no race
 }
 __global__ void writes_beyond_shared(Memory) { shared_memory<float>()[threadIdx.x + 1] = 1; }
 __global__ void writes_before_shared(Memory) { shared_memory<float>()[int(threadIdx.x) - 1] = 1; }
+__global__ void writes_far_beyond_shared(Memory) { shared_memory<float>()[50000] = 1; }
 __global__ void reads_beyond_shared(Memory args) {
   args.data[threadIdx.x] = shared_memory<float>()[threadIdx.x + 1];
 }
@@ -175,6 +176,7 @@ ENTRY(two_blocks_write)
 ENTRY(halves_of_a_word)
 ENTRY(writes_beyond_shared)
 ENTRY(writes_before_shared)
+ENTRY(writes_far_beyond_shared)
 ENTRY(reads_beyond_shared)
 ENTRY(writes_beyond_a_buffer)
 ENTRY(reads_before_a_buffer)
