@@ -45,6 +45,12 @@ T shuffle(T value, int lane) {
   memcpy(&value, &bits, sizeof(T));
   return value;
 }
+inline Half shuffle(Half value, int lane) {
+  return {(unsigned short)shuffle(unsigned(value.bits), lane)};
+}
+inline BFloat16 shuffle(BFloat16 value, int lane) {
+  return {(unsigned short)shuffle(unsigned(value.bits), lane)};
+}
 template <class T>
 T shuffle_xor(T value, int mask) {
   return shuffle(value, int(threadIdx.x % 32) ^ mask);
