@@ -18,7 +18,7 @@ from types import ModuleType
 import pybind11
 
 from fastrnn import backends
-from fastrnn.backends.cuda import CudaBackend
+from fastrnn.backends.cuda import REGIMES, CudaBackend
 from fastrnn.problem import Problem
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "cuda_emulator"))
@@ -70,15 +70,21 @@ def device(*, checked: bool = False) -> runner.Emulated:
 
 
 class EmulatedBackend(CudaBackend):
-    """The CUDA backend for tensors of the CPU."""
+    """The CUDA backend for tensors of the CPU.
+
+    regime: one of REGIMES; with ``-`` and blocks of a cluster, and again ``-`` and blocks of 8 units in
+        a group, to insist on those too: ``grid-4-2``.
+    """
 
     name = "cuda_emulated"
     device_type = "cpu"
 
-    def __init__(self, *, checked: bool = False, regime: str | None = None) -> None:
+    def __init__(self, regime: str | None = None, *, checked: bool = False) -> None:
         super().__init__()
         self._extension = extension(checked=checked)
-        self.regime = regime
+        if regime is not None:
+            name, cluster, unit_blocks = (*regime.split("-"), "-1", "-1")[:3]
+            self.choice = (REGIMES.index(name), int(cluster), int(unit_blocks))
 
     def stream(self, problem: Problem) -> int:
         return 0
@@ -91,7 +97,7 @@ def registered(
     """The name of a backend on a device of that configuration, known inside the block only."""
     before = backends._registry
     device(checked=checked).configure(**configuration)
-    backend = EmulatedBackend(checked=checked, regime=regime)
+    backend = EmulatedBackend(regime, checked=checked)
     backends.register(backend)
     try:
         yield backend.name

@@ -53,7 +53,7 @@ def problem(cell: str = "lstm", dtype: torch.dtype = torch.float32, **options: A
 
 def test_order() -> None:
     """Kernels first, the oracle last."""
-    assert list(backends.backends()) == ["cpu", "numba", "torch", "reference"]
+    assert list(backends.backends()) == ["cpu", "cuda", "numba", "torch", "reference"]
 
 
 def test_kinds() -> None:

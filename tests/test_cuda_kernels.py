@@ -20,10 +20,10 @@ if runner.compiler() is None:
 
 from cuda_emulated import registered
 
-REGIMES = ("stepwise", "processor", "cluster", "grid")
+REGIMES = ("stepwise", "processor", "cluster", "grid-1", "grid-4")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Enough for a grid of several teams, too few for every plan.
-DEVICE = {"multiprocessors": 6}
+DEVICE = {"multiprocessors": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +101,17 @@ def test_sizes_around_the_tiles(hidden_size: int, regime: str) -> None:
     for dtype in FLOATS:
         case = Case("gru", dtype, steps=3, hidden_size=hidden_size, batch=hidden_size % 5 + 7)
         compare(run(case, regime), reference(arguments(case)), case)
+
+
+@pytest.mark.parametrize("units", [1, 2])
+@pytest.mark.parametrize(
+    "regime", ["stepwise-1", "processor-1", "cluster-2", "cluster-8", "grid-1", "grid-2", "grid-8"]
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+def test_every_way_to_share_the_work(cell: str, regime: str, units: int) -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        case = Case(cell, dtype, steps=3, hidden_size=71, batch=18, reset="random")
+        compare(run(case, f"{regime}-{units}"), reference(arguments(case)), case)
 
 
 @pytest.mark.parametrize("regime", REGIMES)

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "../cuda/kernels.h"
-#include "../cuda/plan.h"
 
 namespace py = pybind11;
 
@@ -28,8 +27,8 @@ using SizeList = std::array<int64_t, 7>;
 using MaskList = std::array<Address, 3>;
 // Of a direction: w_ih, w_hh, b_ih, b_hh, w_hr
 using WeightList = std::vector<std::array<Address, 5>>;
-// device, stream, regime, workspace
-using CallList = std::array<int64_t, 4>;
+// device, stream, workspace; regime, cluster, unit_blocks insisted on
+using CallList = std::array<int64_t, 6>;
 using Pair = std::array<Address, 2>;
 
 Sizes sizes_of(const SizeList& sizes, const MaskList& masks) {
@@ -44,7 +43,8 @@ Sizes sizes_of(const SizeList& sizes, const MaskList& masks) {
 }
 
 CudaCall call_of(const CallList& call) {
-  return {int(call[0]), (void*)call[1], (void*)call[3], int(call[2])};
+  return {int(call[0]), (void*)call[1], (void*)call[2],
+          {int(call[3]), int(call[4]), int(call[5])}};
 }
 
 template <class Args>
@@ -106,20 +106,20 @@ int64_t dense_rows(const CallList& call, const SizeList& sizes, const MaskList& 
 // For tests: the plan for a device of those numbers, on which everything that fits is resident.
 py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t steps, int64_t batch,
               int directions, int tile_places, int processors, int shared_bytes, int max_cluster,
-              int clusters, int only) {
+              int clusters, std::array<int, 3> choice) {
   PlanInput input;
   input.stages = stages, input.steps = steps, input.batch = batch, input.directions = directions;
   for (size_t s = 0; s < stage.size() && s < 2; ++s)
     input.stage[s] = {stage[s][0], int(stage[s][1]), int(stage[s][2]), stage[s][3]};
   input.tile_places = tile_places, input.processors = processors;
   input.shared_bytes = shared_bytes, input.max_cluster = max_cluster;
-  input.resident_blocks = [](int, int) { return 1; };
-  input.resident_clusters = [=](int, int cluster, int) { return clusters / cluster; };
+  input.resident_blocks = [](Regime, int, int) { return 1; };
+  input.resident_clusters = [=](Regime, int, int cluster, int) { return clusters / cluster; };
   Plan found;
   py::dict result;
-  if (!make_plan(input, only, found)) return result;
+  if (!make_plan(input, {choice[0], choice[1], choice[2]}, found)) return result;
   result["regime"] = regime_name(found.regime);
-  result["unit_blocks"] = found.unit_blocks, result["blocks"] = found.blocks;
+  result["cluster"] = found.cluster, result["unit_blocks"] = found.unit_blocks, result["blocks"] = found.blocks;
   result["teams"] = found.teams, result["tiles"] = found.tiles;
   result["per_block"] = std::vector<int>(found.per_block, found.per_block + stages);
   result["shared_bytes"] = found.shared_bytes, result["step"] = found.step;

@@ -73,6 +73,12 @@ template <class T>
 FASTRNN_DEVICE T shuffle(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
+FASTRNN_DEVICE Half shuffle(Half value, int lane) {
+  return {(unsigned short)shuffle(unsigned(value.bits), lane)};
+}
+FASTRNN_DEVICE BFloat16 shuffle(BFloat16 value, int lane) {
+  return {(unsigned short)shuffle(unsigned(value.bits), lane)};
+}
 FASTRNN_DEVICE bool all_of_warp(bool value) { return __all_sync(0xffffffffu, value); }
 FASTRNN_DEVICE bool any_of_warp(bool value) { return __any_sync(0xffffffffu, value); }
 

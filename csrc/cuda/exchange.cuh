@@ -42,9 +42,10 @@ class GlobalExchange {
     }
     sync_warp();
   }
+  // A value of a row. Called by all threads: the lanes of a unit block of a place are neighbours.
   template <class S>
-  FASTRNN_DEVICE void store(S* value_in_rows, S value) const {
-    *value_in_rows = value;
+  FASTRNN_DEVICE void store(S* row, int64_t index, S value, bool active, bool) const {
+    if (active) row[index] = value;
   }
   // All of this block's part of the tile has been stored.
   FASTRNN_DEVICE void publish(int stage, int tile, unsigned done) const {
@@ -93,9 +94,24 @@ class ClusterExchange {
     return memory_ + before + place * p_.exchanges[stage].row_bytes;
   }
   FASTRNN_DEVICE void wait(int, int, int, int, unsigned) const {}
+  // Each of the eight lanes of a unit block gathers all their values, and stores them, in wide
+  // stores, to one or two blocks of the cluster. Values of units beyond the last are zero.
   template <class S>
-  FASTRNN_DEVICE void store(S* value_in_rows, S value) const {
-    for (unsigned rank = 0; rank < cluster_size(); ++rank) *remote(value_in_rows, rank) = value;
+  FASTRNN_DEVICE void store(S* row, int64_t index, S value, bool, bool some_active) const {
+    constexpr int kVectors = 8 * sizeof(S) / 16;
+    union {
+      S values[8];
+      Vector16 vectors[kVectors];
+    } all;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) all.values[i] = shuffle(value, int(threadIdx.x % 32) / 8 * 8 + i);
+    if (!some_active) return;
+    Vector16* mine = (Vector16*)(row + index / 8 * 8);
+    for (unsigned rank = threadIdx.x % 8; rank < cluster_size(); rank += 8) {
+      Vector16* theirs = remote(mine, rank);
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) theirs[i] = all.vectors[i];
+    }
   }
   FASTRNN_DEVICE void publish(int, int, unsigned) const { sync_block(); }
   FASTRNN_DEVICE void end_stage() const {

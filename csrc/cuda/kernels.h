@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/arguments.h"
+#include "plan.h"
 
 namespace fastrnn {
 
@@ -13,7 +14,7 @@ struct CudaCall {
   int device = 0;
   void* stream = nullptr;     // cudaStream_t
   void* workspace = nullptr;  // of the size that the same call without one returned
-  int regime = -1;            // insist on a Regime of plan.h; -1: choose
+  PlanChoice choice;
 };
 
 // Pointers are to memory of the device, but for lengths and batch_sizes. x and w_ih are not read:

@@ -41,7 +41,9 @@ struct Work {
   int team_tiles = 0;                    // tiles of one team, at most
   int64_t first_step = 0, end_step = 0;  // in the order of the pass
   int first_stage = 0, end_stage = 0;
-  int64_t weight_bytes = 0, partial_bytes = 0;  // of shared memory, in front of the states
+  int split = 1;  // blocks of a cluster that share k, where states go through global memory
+  // Of shared memory, in front of the states: weights, and twice the partial sums.
+  int64_t weight_bytes = 0, partial_bytes = 0;
   bool resident = false;    // weights are read from shared memory, where the block puts them first
   unsigned* flags = nullptr;  // (D, stage, tiles, grid.x) steps that each block has done, or null
 };

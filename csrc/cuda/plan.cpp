@@ -23,6 +23,10 @@ struct Rates {
 int64_t group_bytes(const StageSize& stage, int unit_blocks) {
   return int64_t(stage.bricks) * stage.gates * unit_blocks * 512;
 }
+// Bricks of a row that a block has, at most, where `split` blocks share k: whole parts of warps.
+int64_t most_bricks(const StageSize& stage, int split) {
+  return split == 1 ? stage.bricks : stage.bricks / split + 1;
+}
 int64_t groups(const StageSize& stage, int unit_blocks) {
   return ceil_div(stage.units, 8 * unit_blocks);
 }
@@ -34,7 +38,7 @@ class Planner {
   bool stepwise(int unit_blocks, Plan& plan) const {
     plan = base(Regime::stepwise, unit_blocks);
     plan.teams = plan.tiles;
-    plan.shared_bytes = plan.partial_bytes;
+    plan.shared_bytes = 2 * plan.partial_bytes;
     for (int s = 0; s < in_.stages; ++s) {
       const StageSize& stage = in_.stage[s];
       const int64_t all = groups(stage, unit_blocks);
@@ -55,25 +59,26 @@ class Planner {
     return true;
   }
 
-  // A team is `size` blocks; each keeps its weights.
-  bool persistent(Regime regime, int unit_blocks, int size, Plan& plan) const {
+  // A team is `size` blocks; each keeps its weights. In a grid `split` of them share k.
+  bool persistent(Regime regime, int unit_blocks, int size, int split, Plan& plan) const {
     plan = base(regime, unit_blocks);
     plan.blocks = size;
+    plan.cluster = regime == Regime::cluster ? size : split;
     const bool shares_memory = regime != Regime::grid;
     for (int s = 0; s < in_.stages; ++s) {
-      plan.per_block[s] = int(ceil_div(groups(in_.stage[s], unit_blocks), size));
-      plan.weight_bytes += plan.per_block[s] * group_bytes(in_.stage[s], unit_blocks);
+      const StageSize& stage = in_.stage[s];
+      plan.per_block[s] = int(ceil_div(groups(stage, unit_blocks), size));
+      plan.weight_bytes += int64_t(split) * plan.per_block[s] * most_bricks(stage, split) *
+                           (group_bytes(stage, unit_blocks) / stage.bricks);
     }
     plan.weight_bytes = align(plan.weight_bytes);
-    // As many teams as are resident; with states in shared memory their number is what decides
-    // how much of it they need, and fewer tiles fit where there are more.
-    int teams = int(in_.processors / (size * in_.directions));
+    int teams = in_.processors / (size * in_.directions);
     if (teams > tiles_) teams = int(tiles_);
     if (teams < 1) return false;
     const int team_tiles = int(ceil_div(tiles_, teams));
     teams = int(ceil_div(tiles_, team_tiles));
     plan.teams = teams;
-    plan.shared_bytes = plan.weight_bytes + plan.partial_bytes;
+    plan.shared_bytes = plan.weight_bytes + 2 * plan.partial_bytes;
     if (shares_memory)
       for (int s = 0; s < in_.stages; ++s)
         plan.shared_bytes += 2 * int64_t(team_tiles) * in_.tile_places * in_.stage[s].row_bytes;
@@ -82,32 +87,34 @@ class Planner {
     // their own blocks, which the hardware starts together: more of them would merely queue.
     const int64_t needed = int64_t(teams) * in_.directions;
     double rounds = 1;
-    if (regime == Regime::grid) {
-      const int64_t blocks = int64_t(in_.resident_blocks(unit_blocks, int(plan.shared_bytes))) *
-                             in_.processors;
-      if (needed * size > blocks) return false;
-    } else if (regime == Regime::cluster) {
-      const int clusters = in_.resident_clusters(unit_blocks, size, int(plan.shared_bytes));
+    if (plan.cluster > 1) {
+      const int clusters =
+          in_.resident_clusters(regime, unit_blocks, plan.cluster, int(plan.shared_bytes));
       if (clusters < 1) return false;
-      rounds = double(ceil_div(needed, clusters));
+      if (regime == Regime::grid && needed * (size / split) > clusters) return false;
+      if (regime == Regime::cluster) rounds = double(ceil_div(needed, clusters));
+    } else if (regime == Regime::grid) {
+      const int64_t blocks = in_.resident_blocks(regime, unit_blocks, int(plan.shared_bytes));
+      if (needed * size > blocks * in_.processors) return false;
     }
-    double step = 0;
     for (int s = 0; s < in_.stages; ++s) {
       const StageSize& stage = in_.stage[s];
-      const double weights = double(group_bytes(stage, unit_blocks)) / Rates::kShared;
-      const double states = double(in_.tile_places) * stage.row_bytes /
+      const double turn = Rates::kBlock + (split > 1 ? Rates::kCluster : 0) +
+                          double(group_bytes(stage, unit_blocks)) / Rates::kShared;
+      const double states = double(in_.tile_places) * stage.row_bytes / split /
                             (shares_memory ? Rates::kShared : Rates::kFromL2);
-      const double tile = plan.per_block[s] * (Rates::kBlock + weights + states);
-      const double hop = regime == Regime::grid      ? Rates::kFlag
-                         : regime == Regime::cluster ? Rates::kCluster
-                                                     : 0;
-      // While one tile's states travel, another is computed.
-      const double work = team_tiles * tile;
-      step += regime == Regime::grid && team_tiles > 1 && work > tile + hop ? work
-              : regime == Regime::grid                                      ? tile + hop
-                                                                            : work + hop;
+      const double work = team_tiles * plan.per_block[s] * (turn + states);
+      if (regime == Regime::processor) {
+        plan.step += work;
+      } else if (regime == Regime::cluster) {
+        plan.step += work + Rates::kCluster;
+      } else {
+        // While one tile's states travel, another is computed.
+        const double alone = plan.per_block[s] * (turn + states) + Rates::kFlag;
+        plan.step += work > alone ? work : alone;
+      }
     }
-    plan.step = step * rounds;
+    plan.step *= rounds;
     return true;
   }
 
@@ -143,26 +150,29 @@ const char* regime_name(Regime regime) {
   return names[int(regime)];
 }
 
-bool make_plan(const PlanInput& input, int only, Plan& best) {
+bool make_plan(const PlanInput& input, const PlanChoice& choice, Plan& best) {
   const Planner planner(input);
   bool found = false;
   const auto consider = [&](bool possible, const Plan& plan) {
-    if (!possible || (only >= 0 && int(plan.regime) != only)) return;
+    const auto other = [](int wanted, int got) { return wanted >= 0 && wanted != got; };
+    if (!possible || other(choice.regime, int(plan.regime))) return;
+    if (other(choice.cluster, plan.cluster) || other(choice.unit_blocks, plan.unit_blocks)) return;
     if (!found || plan.step < best.step) best = plan;
     found = true;
   };
   for (int unit_blocks = 1; unit_blocks <= input.most_blocks_of_units; unit_blocks *= 2) {
     Plan plan;
     consider(planner.stepwise(unit_blocks, plan), plan);
-    consider(planner.persistent(Regime::processor, unit_blocks, 1, plan), plan);
+    consider(planner.persistent(Regime::processor, unit_blocks, 1, 1, plan), plan);
     for (int size = 2; size <= input.max_cluster; size *= 2)
-      consider(planner.persistent(Regime::cluster, unit_blocks, size, plan), plan);
+      consider(planner.persistent(Regime::cluster, unit_blocks, size, 1, plan), plan);
     const int64_t groups = planner.most_groups(unit_blocks);
-    for (int64_t per_block = 1; per_block <= 4; ++per_block) {
-      const int64_t size = ceil_div(groups, per_block);
-      if (size * input.directions <= input.processors)
-        consider(planner.persistent(Regime::grid, unit_blocks, int(size), plan), plan);
-    }
+    for (int64_t per_block = 1; per_block <= 4; ++per_block)
+      for (int split = 1; split <= input.max_cluster && split <= input.warps; split *= 2) {
+        const int64_t size = ceil_div(ceil_div(groups, per_block), split) * split;
+        if (size * input.directions <= input.processors)
+          consider(planner.persistent(Regime::grid, unit_blocks, int(size), split, plan), plan);
+      }
   }
   return found;
 }

@@ -18,6 +18,13 @@ enum class Regime : int {
 constexpr int kRegimes = 4;
 const char* regime_name(Regime regime);
 
+// What a caller insists on; negative: choose.
+struct PlanChoice {
+  int regime = -1;
+  int cluster = -1;
+  int unit_blocks = -1;
+};
+
 // A product of a step as a plan sees it.
 struct StageSize {
   int64_t units = 0;
@@ -38,14 +45,15 @@ struct PlanInput {
   // The device.
   int processors = 0, shared_bytes = 0, max_cluster = 1;
   // How many of a kernel's blocks, or clusters of blocks, are resident at the same time.
-  std::function<int(int unit_blocks, int shared_bytes)> resident_blocks;
-  std::function<int(int unit_blocks, int cluster, int shared_bytes)> resident_clusters;
+  std::function<int(Regime, int unit_blocks, int shared_bytes)> resident_blocks;
+  std::function<int(Regime, int unit_blocks, int cluster, int shared_bytes)> resident_clusters;
 };
 
 struct Plan {
   Regime regime = Regime::stepwise;
   int unit_blocks = 1;  // of 8 units in a group
   int blocks = 1;       // that share the units of a direction
+  int cluster = 1;      // of blocks: the team, or in a grid those that share k
   int teams = 1;        // of a direction, which share the places
   int tiles = 1;        // of places
   int per_block[2] = {1, 1};  // groups of a block, by stage
@@ -53,8 +61,8 @@ struct Plan {
   double step = 0;  // predicted seconds
 };
 
-// The fastest regime by prediction; `only` insists on one. Returns false where that cannot run,
-// and leaves in `plan` nothing of use; stepwise always can.
-bool make_plan(const PlanInput& input, int only, Plan& plan);
+// The fastest plan by prediction. Returns false where nothing that is insisted on can run;
+// stepwise always can.
+bool make_plan(const PlanInput& input, const PlanChoice& choice, Plan& plan);
 
 }  // namespace fastrnn

@@ -138,16 +138,17 @@ class Schedule {
     const DeviceProperties device = device_properties(call.device, what);
     input.processors = device.processors, input.shared_bytes = device.shared_bytes;
     input.max_cluster = device.max_cluster;
-    input.resident_blocks = [&](int unit_blocks, int shared_bytes) {
-      return resident_blocks(kernel(Regime::grid, unit_blocks), team(1, shared_bytes), what_);
+    input.resident_blocks = [&](Regime regime, int unit_blocks, int shared_bytes) {
+      return resident_blocks(kernel(regime, unit_blocks), team(1, shared_bytes), what_);
     };
-    input.resident_clusters = [&](int unit_blocks, int cluster, int shared_bytes) {
-      return resident_clusters(kernel(Regime::cluster, unit_blocks), team(cluster, shared_bytes),
-                               what_);
+    input.resident_clusters = [&](Regime regime, int unit_blocks, int cluster, int shared_bytes) {
+      return resident_clusters(kernel(regime, unit_blocks), team(cluster, shared_bytes), what_);
     };
-    if (!make_plan(input, call.regime, plan_))
-      throw std::runtime_error(std::string("fastrnn: ") + what + ": the regime " +
-                               regime_name(Regime(call.regime)) + " cannot run this");
+    if (!make_plan(input, call.choice, plan_))
+      throw std::runtime_error(
+          std::string("fastrnn: ") + what + ": the regime " +
+          (call.choice.regime < 0 ? "asked for" : regime_name(Regime(call.choice.regime))) +
+          " cannot run this");
     for (int s = 0; s < Pass::kStages; ++s) stages_[s] = input.stage[s];
   }
 
@@ -193,6 +194,7 @@ class Schedule {
     work.weight_bytes = persistent ? plan_.weight_bytes : 0;
     work.partial_bytes = plan_.partial_bytes;
     work.resident = persistent;
+    work.split = plan_.regime == Regime::grid ? plan_.cluster : 1;
   }
 
   void pack_weights(const Args& args) const {
@@ -214,7 +216,7 @@ class Schedule {
   // All steps, in the order of the pass.
   void run(Args& args, const HostTimeline& time) const {
     const Kernel kernel = this->kernel(plan_.regime, plan_.unit_blocks);
-    Launch how = team(plan_.regime == Regime::cluster ? plan_.blocks : 1, int(plan_.shared_bytes));
+    Launch how = team(plan_.cluster, int(plan_.shared_bytes));
     how.grid[2] = unsigned(sizes_.directions);
     Work& work = args.work;
     if (plan_.regime != Regime::stepwise) {
@@ -244,7 +246,7 @@ class Schedule {
 
   // The product that gives gradients of initial states, with the weights of the first stage.
   void run_initial(const InitialArgs<Math>& args) const {
-    Launch how = team(1, int(plan_.partial_bytes));
+    Launch how = team(1, int(2 * plan_.partial_bytes));
     how.grid[0] = unsigned(args.products[0].groups), how.grid[2] = unsigned(sizes_.directions);
     how.grid[1] = unsigned(plan_.tiles < 65535 ? plan_.tiles : 65535);
     auto kernel = run_sequence<InitialPass<Math>, TileShape<Math, 1>, GlobalExchange>;

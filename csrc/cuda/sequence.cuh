@@ -1,8 +1,14 @@
 // The kernel of every regime: a team of blocks goes through steps.
 //
-// Of each tile of places a stage takes: the product of the block's rows of weights with the tile's
-// states, split over k among the warps; their partial sums, through shared memory; and the stage's
-// arithmetic, a thread for each unit and place, of which the results go to the exchange.
+// Of each tile of places a stage takes: the product of rows of weights with the tile's states, split
+// over k in kWarps parts; their partial sums, through shared memory; and the stage's arithmetic, a
+// thread for each unit and place, of which the results go to the exchange.
+//
+// The parts of k belong to the warps of a block, or, with work.split blocks in a cluster, to those
+// of all: each block then reads a share of every state only, multiplies it for the units of all blocks of
+// the cluster, and leaves the partial sums in the shared memory of the block whose units they are.
+// What a block reads of states in a step is what limits large batches, and above all backward, where
+// a state has as many values as there are gates.
 //
 // Launched once for all steps it is the persistent kernel: weights stay in shared memory. Launched
 // for one stage of one step, it is the stepwise one: weights are read where they were packed, and
@@ -14,7 +20,7 @@
 
 FASTRNN_NAMESPACE_BEGIN
 
-// kBlocks of 8 units and kTiles of 8 places: what a block computes at a time.
+// kBlocks of 8 units, a group, and kTiles of 8 places: what a block computes at a time.
 template <class Math_, int kBlocks_>
 struct TileShape {
   using Math = Math_;
@@ -24,7 +30,7 @@ struct TileShape {
   static constexpr int partial_count(int gates) { return kWarps * gates * kUnits * kPlaces; }
 };
 
-// The product of a group's weights with a tile's states over bricks [begin, end).
+// The product of a group's weights, from brick `begin` on, with a tile's states over [begin, end).
 template <class Math, int kHalves, int kTiles, bool kShared>
 FASTRNN_DEVICE void multiply(const Vector16* weights, const unsigned char* rows, int64_t row_bytes,
                              int begin, int end, Sums<Math, kHalves, kTiles>& sums) {
@@ -50,7 +56,7 @@ FASTRNN_DEVICE void multiply(const Vector16* weights, const unsigned char* rows,
       Vector16 own[kHalves];
 #pragma unroll
       for (int h = 0; h < kHalves; ++h)
-        own[h] = weights[(int64_t(brick + i) * kHalves + h) * 32 + lane];
+        own[h] = weights[((brick - begin + i) * kHalves + h) * 32 + lane];
       sums.add(own, states[i]);
     }
   }
@@ -70,13 +76,16 @@ class Sequence {
       : p_(args),
         d_(int(blockIdx.z)),
         course_{args.time.steps, (d_ == 1) != Pass::kBackward},
+        split_(Exchanging::kShared ? 1 : args.work.split),
+        rank_(split_ > 1 ? int(cluster_rank()) : 0),
         weights_(shared),
         partial_((N*)(shared + args.work.weight_bytes)),
-        exchange_(args, d_, shared + args.work.weight_bytes + args.work.partial_bytes) {}
+        exchange_(args, d_, shared + args.work.weight_bytes + 2 * args.work.partial_bytes) {}
 
   FASTRNN_DEVICE void run() {
     fetch_weights();
     exchange_.begin();
+    if (split_ > 1) cluster_arrive(), cluster_wait();  // nobody stores to a block that has not begun
     const Work& work = p_.work;
     for (int64_t s = work.first_step; s < work.end_step; ++s) {
       if (work.first_stage == 0) stage<typename Pass::First, 0>(s);
@@ -86,24 +95,41 @@ class Sequence {
   }
 
  private:
-  FASTRNN_DEVICE int first_group(int stage) const { return blockIdx.x * p_.products[stage].per_block; }
-  FASTRNN_DEVICE int own_groups(int stage) const {
+  // Groups of a block of this cluster.
+  FASTRNN_DEVICE int first_group(int stage, int rank) const {
+    return (int(blockIdx.x) - rank_ + rank) * p_.products[stage].per_block;
+  }
+  FASTRNN_DEVICE int groups(int stage, int rank) const {
     const Product& product = p_.products[stage];
-    const int left = product.groups - first_group(stage);
-    return left < product.per_block ? left : product.per_block;
+    const int left = product.groups - first_group(stage, rank);
+    return left < 0 ? 0 : left < product.per_block ? left : product.per_block;
   }
+  // Bricks of the first parts of k.
+  FASTRNN_DEVICE int bricks(int stage, int parts) const {
+    return p_.products[stage].bricks * parts / kWarps;
+  }
+  FASTRNN_DEVICE int parts() const { return kWarps / split_; }  // of k that this block has
+
   template <class Stage>
-  static FASTRNN_DEVICE int64_t group_vectors(const Product& product) {
-    return int64_t(product.bricks) * Stage::kIn * Shape::kBlocks * 32;
-  }
-  // Where a stage's weights of this block are: in shared memory those of the second stage follow.
+  static constexpr int kBrickVectors = Stage::kIn * Shape::kBlocks * 32;
+
+  // The weights of a group of a block of this cluster, from this block's first brick on. In shared
+  // memory those of the second stage follow the first's.
   template <class Stage, int kStage>
-  FASTRNN_DEVICE const Vector16* weights() const {
+  FASTRNN_DEVICE const Vector16* weights(int rank, int group) const {
     const Product& product = p_.products[kStage];
-    if (!p_.work.resident)
-      return product.weights[d_] + first_group(kStage) * group_vectors<Stage>(product);
-    const int64_t before =
-        kStage ? p_.products[0].per_block * group_vectors<typename Pass::First>(p_.products[0]) : 0;
+    const int begin = bricks(kStage, rank_ * parts());
+    if (!p_.work.resident) {
+      const int64_t brick = int64_t(first_group(kStage, rank) + group) * product.bricks + begin;
+      return product.weights[d_] + brick * kBrickVectors<Stage>;
+    }
+    const int own = bricks(kStage, (rank_ + 1) * parts()) - begin;
+    int64_t before = int64_t(rank * product.per_block + group) * own * kBrickVectors<Stage>;
+    if constexpr (kStage == 1) {
+      const int first = bricks(0, (rank_ + 1) * parts()) - bricks(0, rank_ * parts());
+      before += int64_t(split_) * p_.products[0].per_block * first *
+                kBrickVectors<typename Pass::First>;
+    }
     return (const Vector16*)weights_ + before;
   }
 
@@ -116,16 +142,21 @@ class Sequence {
   template <class Stage, int kStage>
   FASTRNN_DEVICE void fetch() {
     const Product& product = p_.products[kStage];
-    const int64_t each = group_vectors<Stage>(product), count = own_groups(kStage) * each;
-    const Vector16* from = product.weights[d_] + first_group(kStage) * each;
-    Vector16* to = const_cast<Vector16*>(weights<Stage, kStage>());
-    for (int64_t i = threadIdx.x; i < count; i += kThreads) to[i] = from[i];
+    const int begin = bricks(kStage, rank_ * parts());
+    const int count = (bricks(kStage, (rank_ + 1) * parts()) - begin) * kBrickVectors<Stage>;
+    for (int rank = 0; rank < split_; ++rank)
+      for (int g = 0; g < groups(kStage, rank); ++g) {
+        const int64_t brick = int64_t(first_group(kStage, rank) + g) * product.bricks + begin;
+        const Vector16* from = product.weights[d_] + brick * kBrickVectors<Stage>;
+        Vector16* to = const_cast<Vector16*>(weights<Stage, kStage>(rank, g));
+        for (int i = threadIdx.x; i < count; i += kThreads) to[i] = from[i];
+      }
   }
 
   template <class Stage, int kStage>
   FASTRNN_DEVICE void stage(int64_t s) {
     const int64_t t = course_.step(s);
-    if (own_groups(kStage) > 0)
+    if (groups(kStage, 0) > 0)
       for (int tile = blockIdx.y; tile < p_.work.tiles; tile += gridDim.y) {
         const int64_t length = p_.time.length_of(int64_t(tile) * kPlaces);
         if (t < length) run_tile<Stage, kStage>(s, t, tile, length);
@@ -140,56 +171,67 @@ class Sequence {
     const Product& product = p_.products[kStage];
     const Exchange& out = p_.exchanges[kNext];
     const int64_t row_bytes = p_.exchanges[kStage].row_bytes;
-    const int64_t tile_place = int64_t(tile) * kPlaces;
     const int warp = threadIdx.x / 32;
-    const int begin = product.bricks * warp / kWarps, end = product.bricks * (warp + 1) / kWarps;
+    // The warp's part of k, and the block of the cluster for whose units it multiplies.
+    const int part = rank_ * parts() + warp / split_, target = warp % split_;
+    const int begin = bricks(kStage, part), end = bricks(kStage, part + 1);
+    const int skipped = begin - bricks(kStage, rank_ * parts());
 
     // This thread's unit of a group, and its place.
     const int u = threadIdx.x % kUnits, m = threadIdx.x / kUnits;
-    const int64_t place = tile_place + m;
+    const int64_t place = int64_t(tile) * kPlaces + m;
     const bool alive = m < kPlaces && place < p_.time.alive(t);
     // The steps this launch begins with have their input from before it.
     const int64_t joins = course_.reverse ? course_.steps - length : 0;
     const int64_t start = p_.work.first_step > joins ? p_.work.first_step : joins;
     const bool fed_here = kStage == 0 ? s > start : p_.work.first_stage == 0;
 
-    const Vector16* weights = this->template weights<Stage, kStage>();
-    for (int g = 0; g < own_groups(kStage); ++g) {
-      const int64_t unit = int64_t(first_group(kStage) + g) * kUnits + u;
-      const bool active = alive && unit < product.units;
+    // Blocks of a cluster take the same turns: the first one has the most groups.
+    for (int g = 0; g < groups(kStage, 0); ++g) {
+      const int64_t unit = (int64_t(first_group(kStage, rank_)) + g) * kUnits + u;
+      const bool active = alive && g < product.per_block && unit < product.units;
       Stage own(p_, d_);
       if (active) own.load(t, place, unit);
       if (g == 0 && fed_here)
         exchange_.wait(kStage, tile, begin * kBrickBytes, end * kBrickBytes, unsigned(s + kStage));
-      {
+      N* const partial = partial_ + turn_ * (p_.work.partial_bytes / int64_t(sizeof(N)));
+      if (g < groups(kStage, target)) {
         Sums<Math, kHalves, Shape::kTiles> sums;
         multiply<Math, kHalves, Shape::kTiles, Exchanging::kShared>(
-            weights, exchange_.rows(kStage, s, tile), row_bytes, begin, end, sums);
+            weights<Stage, kStage>(target, g) + int64_t(skipped) * kBrickVectors<Stage>,
+            exchange_.rows(kStage, s, tile), row_bytes, begin, end, sums);
         sums.finish();
-        put(sums, warp);
+        put(sums, split_ > 1 ? remote(partial, target) : partial, part);
       }
-      sync_block();
+      // Sums of the next turn go elsewhere, so that this is the only barrier of a turn.
+      if (split_ > 1)
+        cluster_arrive(), cluster_wait();
+      else
+        sync_block();
+      turn_ ^= 1;
+      N values[Stage::kOut ? Stage::kOut : 1];
       if (active) {
-        N total[Stage::kIn], values[Stage::kOut ? Stage::kOut : 1];
-        take<Stage::kIn>(u, m, total);
+        N total[Stage::kIn];
+        take<Stage::kIn>(partial, u, m, total);
         own.finish(total, values);
-        S* row = (S*)(exchange_.rows(kNext, s + kLastStage, tile) + m * out.row_bytes);
-#pragma unroll
-        for (int k = 0; k < Stage::kOut; ++k)
-          exchange_.store(row + exchange_index(unit, k, out.width), Math::exchanged(values[k]));
       }
-      if (g + 1 < own_groups(kStage)) sync_block();
-      weights += group_vectors<Stage>(product);
+      unsigned char* row = exchange_.rows(kNext, s + kLastStage, tile) + m * out.row_bytes;
+      const bool some_active = alive && unit / 8 * 8 < product.units;  // of the eight units
+#pragma unroll
+      for (int k = 0; k < Stage::kOut; ++k)
+        exchange_.store((S*)row, exchange_index(unit, k, out.width),
+                        Math::exchanged(active ? values[k] : N(0)), active, some_active);
     }
     exchange_.publish(kNext, tile, unsigned(s + 1));
   }
 
-  // Partial sums lie by warp, half-tile, tile, place of it, row; even places before odd ones,
+  // Partial sums lie by part of k, half-tile, tile, place of it, row; even places before odd ones,
   // which spreads a warp's stores over all banks.
   static FASTRNN_DEVICE int in_tile(int place) { return (place % 2) * 4 + place / 2; }
 
   template <int kHalves>
-  FASTRNN_DEVICE void put(const Sums<Math, kHalves, Shape::kTiles>& sums, int warp) {
+  static FASTRNN_DEVICE void put(const Sums<Math, kHalves, Shape::kTiles>& sums, N* partial,
+                                 int part) {
     const int r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 #pragma unroll
     for (int h = 0; h < kHalves; ++h)
@@ -197,16 +239,16 @@ class Sequence {
       for (int n = 0; n < Shape::kTiles; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e)
-          partial_[((warp * kHalves + h) * Shape::kTiles + n) * 64 + in_tile(2 * q + e) * 8 + r] =
+          partial[((part * kHalves + h) * Shape::kTiles + n) * 64 + in_tile(2 * q + e) * 8 + r] =
               sums.total(h, n, e);
   }
   template <int kGates>
-  FASTRNN_DEVICE void take(int u, int m, N* total) const {
+  static FASTRNN_DEVICE void take(const N* partial, int u, int m, N* total) {
     constexpr int kHalves = kGates * Shape::kBlocks;
 #pragma unroll
     for (int g = 0; g < kGates; ++g) {
       const int half = u / 8 * kGates + g;
-      const N* p = partial_ + (half * Shape::kTiles + m / 8) * 64 + in_tile(m % 8) * 8 + u % 8;
+      const N* p = partial + (half * Shape::kTiles + m / 8) * 64 + in_tile(m % 8) * 8 + u % 8;
       N sum = p[0];
 #pragma unroll
       for (int w = 1; w < kWarps; ++w) sum += p[w * kHalves * Shape::kTiles * 64];
@@ -217,6 +259,8 @@ class Sequence {
   const Args& p_;
   const int d_;
   const Course course_;
+  const int split_, rank_;
+  int turn_ = 0;
   unsigned char* const weights_;
   N* const partial_;
   const Exchanging exchange_;

@@ -108,11 +108,11 @@ class _Call:
         function = getattr(self.backend.extension(), name)
         device, stream = self.problem.device.index or 0, self.backend.stream(self.problem)
         own = (self.sizes, self.masks, *arguments)
-        regime = -1 if self.backend.regime is None else REGIMES.index(self.backend.regime)
+        choice = self.backend.choice
         front = () if name == "dense_rows" else (self.math, self.cell)
-        size = function(*front, [device, stream, regime, 0], *own)
+        size = function(*front, [device, stream, 0, *choice], *own)
         workspace = torch.empty(max(size, 64), dtype=torch.uint8, device=self.problem.device)
-        function(*front, [device, stream, regime, workspace.data_ptr()], *own)
+        function(*front, [device, stream, workspace.data_ptr(), *choice], *own)
 
     def dense_index(self) -> Tensor | None:
         """The row of each dense row; None where they are the same."""
@@ -135,8 +135,9 @@ class CudaBackend(FusedBackend):
 
     def __init__(self) -> None:
         self._extension: ModuleType | None = None
-        #: Insist on one of REGIMES; None: the one with the shortest predicted time.
-        self.regime: str | None = None
+        #: Regime (its place in REGIMES), blocks of a cluster and units of a group over 8 to insist
+        #: on; -1: what has the shortest predicted time.
+        self.choice = (-1, -1, -1)
 
     def extension(self) -> ModuleType:
         extension = self._extension or load()[0]
