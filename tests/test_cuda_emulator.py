@@ -67,10 +67,11 @@ def test_every_thread_of_the_grid_runs_once_and_knows_its_place(load: Load, chec
 def test_exchanges_within_a_warp(load: Load, checked: bool, mask: int) -> None:
     generator = np.random.default_rng(mask)
     value, source = np.arange(32) + 0.5, generator.integers(0, 32, 32).astype(np.int32)
-    out = np.zeros((4, 32))
+    out = np.zeros((6, 32))
     run(load("primitives", checked=checked), "lanes", Launch(), value, source, mask, out)
     np.testing.assert_array_equal(out[0], value[source])
     np.testing.assert_array_equal(out[1], value[np.arange(32) ^ mask])
+    np.testing.assert_array_equal(out[4:], [value[source]] * 2)  # halves, bfloat16
     assert out[2].all()  # one lane of them has more than 30
     assert out[3].all()
     value[7] = -1

@@ -25,13 +25,15 @@ struct Lanes {
   const double* in;   // (32)
   const int* source;  // (32)
   int mask;
-  double* out;  // (4, 32)
+  double* out;  // (6, 32)
 };
 __global__ void lanes(Lanes args) {
   const int lane = int(threadIdx.x);
   const double value = args.in[lane];
   args.out[lane] = shuffle(value, args.source[lane]);
   args.out[32 + lane] = double(shuffle_xor(float(value), args.mask));
+  args.out[128 + lane] = double(to_float(shuffle(to_half(float(value)), args.source[lane])));
+  args.out[160 + lane] = double(to_float(shuffle(to_bfloat16(float(value)), args.source[lane])));
   args.out[64 + lane] = any_of_warp(value > 30);
   args.out[96 + lane] = all_of_warp(value > 0);
 }
