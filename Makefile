@@ -10,15 +10,20 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 
 PY := $(VENV)/bin/python
-CPP := $(shell find csrc -name '*.h' -o -name '*.inl' -o -name '*.cpp')
+CPP := $(shell find csrc -name '*.h' -o -name '*.inl' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT := $(VENV)/bin/clang-format
 PYTHON_SOURCES := fastrnn tests bench setup.py
 
-.PHONY: help setup demo test bench lint lint-python lint-types lint-cpp format clean
+# What takes long without a GPU: every CUDA kernel compiled for several of them, and run on the CPU with
+# every access to memory watched.
+CUDA_TESTS := tests/test_cuda_build.py tests/test_cuda_kernels.py tests/test_cuda_emulator.py
+
+.PHONY: help setup demo test test-cuda bench lint lint-python lint-types lint-cpp format clean
 
 help:
 	@echo 'make demo    train a character model with fastrnn and with torch.nn   TEXT=file'
 	@echo 'make test    run all tests                                            ARGS="-k lstm"'
+	@echo 'make test-cuda  the long tests of the CUDA kernels; no GPU is needed'
 	@echo 'make bench   time fastrnn against torch.nn and ONNX Runtime           THREADS=n'
 	@echo 'make lint    ruff, mypy, clang-format: report'
 	@echo 'make format  ruff, clang-format: rewrite'
@@ -32,6 +37,9 @@ demo: $(VENV)/built
 
 test: $(VENV)/built
 	$(PY) -m pytest $(ARGS)
+
+test-cuda: $(VENV)/built
+	$(PY) -m pytest -m cuda $(CUDA_TESTS) $(ARGS)
 
 bench: $(VENV)/built $(VENV)/peers
 	$(PY) -m bench.run $(if $(THREADS),--threads $(THREADS)) $(ARGS)
@@ -55,7 +63,7 @@ format: $(VENV)/installed
 	$(CLANG_FORMAT) -i $(CPP)
 
 clean:
-	rm -rf '$(VENV)' build dist *.egg-info fastrnn/_C.*.so
+	rm -rf '$(VENV)' build dist *.egg-info fastrnn/_C.*.so fastrnn/_cuda.*.so
 
 # Without build isolation, so that later compiles need no network and can be incremental. torch goes
 # first: one that is there satisfies fastrnn's requirement and is left alone.

@@ -6,10 +6,11 @@ pip's build isolation works, and one build serves every version of torch.
 Environment:
     FASTRNN_NATIVE: 0 installs the pure-Python package; 1 makes a missing compiler an error; unset
         compiles where there are a C++ compiler and CMake, and installs pure Python elsewhere.
-    FASTRNN_CUDA: 1 compiles the CUDA kernels, and makes a missing nvcc an error; 0 does not; auto, the
-        default, does where there are nvcc and a GPU. Compiling needs no GPU and no CUDA build of torch.
-    FASTRNN_CUDA_ARCHS: GPUs to compile for, as in CMake: ``90a-real;120-real``, or ``native``, which
-        takes the least time. Default: all from Ampere on, and PTX.
+    FASTRNN_CUDA: 1 compiles the CUDA kernels, and makes a missing nvcc an error; 0 does not; auto,
+        the default, does where there are nvcc and a GPU. 1 needs neither a GPU nor a driver, and no
+        value of it needs a CUDA build of torch.
+    FASTRNN_CUDA_ARCHS: GPUs to compile for, as in CMake: ``90a-real;120-real``, or ``native``,
+        which takes the least time. Default: all from Ampere on, and PTX.
     MAX_JOBS: parallel compile jobs; default one per CPU.
     CXX, CXXFLAGS: read by CMake when the folder build/ is new.
 """
@@ -81,8 +82,10 @@ def jobs() -> int:
 
 
 def find_nvcc() -> str | None:
-    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which(
-        "nvcc", path="/usr/local/cuda/bin"
+    return (
+        os.environ.get("CUDACXX")
+        or shutil.which("nvcc")
+        or shutil.which("nvcc", path="/usr/local/cuda/bin")
     )
 
 
@@ -143,8 +146,8 @@ class CMakeBuild(build_ext):
                 subprocess.run(command, check=True)
             except subprocess.CalledProcessError as error:
                 raise CompileError(
-                    "compiling fastrnn's kernels failed, see above for the reason; FASTRNN_CUDA=0 installs "
-                    "the package without those for GPUs, FASTRNN_NATIVE=0 without any"
+                    "compiling fastrnn's kernels failed, see above for the reason; FASTRNN_CUDA=0 "
+                    "installs the package without those for GPUs, FASTRNN_NATIVE=0 without any"
                 ) from error
         target = Path(self.get_ext_fullpath(ext.name))
         self.mkpath(str(target.parent))

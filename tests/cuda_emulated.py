@@ -1,7 +1,8 @@
 """The CUDA backend on the CPU: its Python, its launches and its kernels, on an emulated device.
 
-``backend()`` is fastrnn's CUDA backend around ``csrc/cuda`` compiled for ``tests/cuda_emulator``; it
-serves tensors of the CPU. What the emulator checks is said in the README of that folder.
+``registered()`` makes known fastrnn's CUDA backend around ``csrc/cuda`` compiled for
+``tests/cuda_emulator``; it serves tensors of the CPU. What the emulator checks is said in the README
+of that folder.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def device(*, checked: bool = False) -> runner.Emulated:
 class EmulatedBackend(CudaBackend):
     """The CUDA backend for tensors of the CPU.
 
-    regime: one of REGIMES; with ``-`` and blocks of a cluster, and again ``-`` and blocks of 8 units in
-        a group, to insist on those too: ``grid-4-2``.
+    regime: one of REGIMES; with ``-`` and blocks of a cluster, and again ``-`` and blocks of 8
+        units in a group, to insist on those too: ``grid-4-2``.
     """
 
     name = "cuda_emulated"

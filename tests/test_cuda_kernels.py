@@ -139,6 +139,16 @@ def test_tf32_where_torch_says_so(cell: str) -> None:
         assert max(errors(rounded, expected, case).values()) > 1
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_flags_of_torch_are_left_as_they_were(tf32: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = not tf32
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    run(Case("gru", torch.float32), "stepwise")
+    assert torch.backends.cuda.matmul.allow_tf32 == tf32
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
 def test_only_what_is_needed(cell: str, regime: str) -> None:
@@ -208,6 +218,7 @@ def test_a_device_too_small_for_the_weights_is_served_step_by_step() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cuda
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("cell", ALL_CELLS)

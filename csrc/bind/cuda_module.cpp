@@ -43,8 +43,7 @@ Sizes sizes_of(const SizeList& sizes, const MaskList& masks) {
 }
 
 CudaCall call_of(const CallList& call) {
-  return {int(call[0]), (void*)call[1], (void*)call[2],
-          {int(call[3]), int(call[4]), int(call[5])}};
+  return {int(call[0]), (void*)call[1], (void*)call[2], {int(call[3]), int(call[4]), int(call[5])}};
 }
 
 template <class Args>
@@ -119,7 +118,8 @@ py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t ste
   py::dict result;
   if (!make_plan(input, {choice[0], choice[1], choice[2]}, found)) return result;
   result["regime"] = regime_name(found.regime);
-  result["cluster"] = found.cluster, result["unit_blocks"] = found.unit_blocks, result["blocks"] = found.blocks;
+  result["cluster"] = found.cluster, result["unit_blocks"] = found.unit_blocks,
+  result["blocks"] = found.blocks;
   result["teams"] = found.teams, result["tiles"] = found.tiles;
   result["per_block"] = std::vector<int>(found.per_block, found.per_block + stages);
   result["shared_bytes"] = found.shared_bytes, result["step"] = found.step;

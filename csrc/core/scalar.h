@@ -35,8 +35,12 @@ FASTRNN_FN float fma(float a, float b, float c) { return FASTRNN_MATH(fmaf)(a, b
 FASTRNN_FN double fma(double a, double b, double c) { return FASTRNN_MATH(fma)(a, b, c); }
 FASTRNN_FN float magnitude(float a) { return FASTRNN_MATH(fabsf)(a); }
 FASTRNN_FN double magnitude(double a) { return FASTRNN_MATH(fabs)(a); }
-FASTRNN_FN float with_sign_of(float a, float sign_source) { return FASTRNN_MATH(copysignf)(a, sign_source); }
-FASTRNN_FN double with_sign_of(double a, double sign_source) { return FASTRNN_MATH(copysign)(a, sign_source); }
+FASTRNN_FN float with_sign_of(float a, float sign_source) {
+  return FASTRNN_MATH(copysignf)(a, sign_source);
+}
+FASTRNN_FN double with_sign_of(double a, double sign_source) {
+  return FASTRNN_MATH(copysign)(a, sign_source);
+}
 
 // The clamps let NaN through.
 FASTRNN_FN float clamp_above(float a, float bound) { return a > bound ? bound : a; }

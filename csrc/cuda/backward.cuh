@@ -1,5 +1,5 @@
-// The stages of a step of backpropagation through time. As in forward.cuh, a stage says what happens
-// to one unit of one place once its sums are known; steps are visited in reverse.
+// The stages of a step of backpropagation through time. As in forward.cuh, a stage says what
+// happens to one unit of one place once its sums are known; steps are visited in reverse.
 #pragma once
 
 #include "../core/cells/gru.h"
@@ -85,8 +85,7 @@ class BackwardUnit {
     return above + (cut_ ? N(0) : p_.dc[by_place(H)]);
   }
   FASTRNN_DEVICE N saved(int slot) const {
-    return Math::load(
-        p_.reserve[(d_ * p_.rows + row_) * p_.reserve_width + slot * p_.hidden + j_]);
+    return Math::load(p_.reserve[(d_ * p_.rows + row_) * p_.reserve_width + slot * p_.hidden + j_]);
   }
   FASTRNN_DEVICE N h_prev() const { return Math::load(p_.h_prev[d_][dense_ * p_.output + j_]); }
   FASTRNN_DEVICE N c_of(int64_t row) const {
@@ -109,8 +108,7 @@ class BackwardUnit {
   FASTRNN_DEVICE void keep_first(int count, const N* values) const {
     if (!first_ || !p_.first.rows) return;
     S* row = (S*)(p_.first.rows + (d_ * 2 * p_.work.places + place_) * p_.first.row_bytes);
-    for (int k = 0; k < count; ++k)
-      row[exchange_index(j_, k, count)] = Math::exchanged(values[k]);
+    for (int k = 0; k < count; ++k) row[exchange_index(j_, k, count)] = Math::exchanged(values[k]);
   }
 
   const Args& p_;
@@ -297,9 +295,9 @@ class InitialBackward {
     const bool cut = length > 0 && p_.rows.is_reset(course.first(length), place);
     at_ = (d_ * B + p_.rows.batch_row(place)) * R + unit;
     through_ = length > 0 && !cut;
-    direct_ = length == 0                ? Math::load(p_.grad_h_n[at_])
+    direct_ = length == 0         ? Math::load(p_.grad_h_n[at_])
               : cut || !p_.direct ? N(0)
-                                         : p_.carry[(d_ * B + place) * R + unit];
+                                  : p_.carry[(d_ * B + place) * R + unit];
   }
   FASTRNN_DEVICE void finish(const N* sums, N*) {
     p_.grad_h0[at_] = Math::store(direct_ + (through_ ? sums[0] : N(0)));

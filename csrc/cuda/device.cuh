@@ -36,10 +36,10 @@ struct Launch {
 
 // What is asked of a device, once.
 struct DeviceProperties {
-  int capability = 0;      // 10 * major + minor
-  int processors = 0;      // multiprocessors
-  int shared_bytes = 0;    // dynamic shared memory a block may ask for
-  int max_cluster = 1;     // blocks of the largest portable cluster; 1 where there are none
+  int capability = 0;    // 10 * major + minor
+  int processors = 0;    // multiprocessors
+  int shared_bytes = 0;  // dynamic shared memory a block may ask for
+  int max_cluster = 1;   // blocks of the largest portable cluster; 1 where there are none
 };
 
 FASTRNN_NAMESPACE_END
@@ -123,6 +123,7 @@ FASTRNN_DEVICE unsigned cluster_size() {
 // What was written before arriving is seen after waiting, in the shared memory of every block of
 // the cluster. Every thread arrives and waits.
 FASTRNN_DEVICE void cluster_arrive() {
+  __syncwarp();  // "aligned": all lanes at once
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 FASTRNN_DEVICE void cluster_wait() {
@@ -171,21 +172,19 @@ FASTRNN_DEVICE float to_tf32(float f) {
   return __uint_as_float(bits);
 }
 
-// ---- Matrix fragments: d += a b for the whole warp. With r = lane / 4 and q = lane % 4, a lane has
-// of d (16 x 8) the places (r, 2q) (r, 2q+1) (r+8, 2q) (r+8, 2q+1).
+// ---- Matrix fragments: d += a b for the whole warp. With r = lane / 4 and q = lane % 4, a lane
+// has of d (16 x 8) the places (r, 2q) (r, 2q+1) (r+8, 2q) (r+8, 2q+1).
 
 // Two values a register. Of a (16 x 16): (r, 2q..) (r+8, 2q..) (r, 2q+8..) (r+8, 2q+8..); of b
 // (16 x 8): (2q.., r) (2q+8.., r).
 FASTRNN_DEVICE void mma_16x8x16_half(float d[4], const unsigned a[4], const unsigned b[2]) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 FASTRNN_DEVICE void mma_16x8x16_bfloat16(float d[4], const unsigned a[4], const unsigned b[2]) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -193,8 +192,7 @@ FASTRNN_DEVICE void mma_16x8x16_bfloat16(float d[4], const unsigned a[4], const 
 // One TF32 value a register. Of a (16 x 8): (r, q) (r+8, q) (r, q+4) (r+8, q+4); of b (8 x 8):
 // (q, r) (q+4, r).
 FASTRNN_DEVICE void mma_16x8x8_tf32(float d[4], const unsigned a[4], const unsigned b[2]) {
-  asm(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

@@ -10,11 +10,16 @@ const CudaKernels* cuda_kernels_float64();
 
 const CudaKernels* cuda_kernels(CudaMath math) {
   switch (math) {
-    case CudaMath::float16: return cuda_kernels_float16();
-    case CudaMath::bfloat16: return cuda_kernels_bfloat16();
-    case CudaMath::float32: return cuda_kernels_float32();
-    case CudaMath::tf32: return cuda_kernels_tf32();
-    case CudaMath::float64: return cuda_kernels_float64();
+    case CudaMath::float16:
+      return cuda_kernels_float16();
+    case CudaMath::bfloat16:
+      return cuda_kernels_bfloat16();
+    case CudaMath::float32:
+      return cuda_kernels_float32();
+    case CudaMath::tf32:
+      return cuda_kernels_tf32();
+    case CudaMath::float64:
+      return cuda_kernels_float64();
   }
   return nullptr;
 }

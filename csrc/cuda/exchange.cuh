@@ -1,6 +1,7 @@
-// How the blocks of a team give each other the values of a step: through global memory, which is the
-// L2 cache, or through the shared memory of a cluster. Both have the same members; sequence.cuh is
-// generic over them, README.md says why neither can hang and why two copies of each row are enough.
+// How the blocks of a team give each other the values of a step: through global memory, which is
+// the L2 cache, or through the shared memory of a cluster. Both have the same members; sequence.cuh
+// is generic over them, README.md says why neither can hang and why two copies of each row are
+// enough.
 #pragma once
 
 #include "layer.h"
@@ -8,7 +9,8 @@
 FASTRNN_NAMESPACE_BEGIN
 
 #if !defined(FASTRNN_MOST_SPINS)
-#define FASTRNN_MOST_SPINS 0  // a debug build ends a kernel that polls one flag this often; 0: never
+#define FASTRNN_MOST_SPINS \
+  0  // a debug build ends a kernel that polls one flag this often; 0: never
 #endif
 
 // Through global memory. Each block has a flag per stage and tile, which only it writes: the number
@@ -24,7 +26,8 @@ class GlobalExchange {
   // The row of the tile's first place in the input of a stage.
   FASTRNN_DEVICE unsigned char* rows(int stage, int64_t step, int tile) const {
     const Exchange& e = p_.exchanges[stage];
-    const int64_t place = (d_ * 2 + step % 2) * p_.work.places + int64_t(tile) * p_.work.tile_places;
+    const int64_t place =
+        (d_ * 2 + step % 2) * p_.work.places + int64_t(tile) * p_.work.tile_places;
     return e.rows + place * e.row_bytes;
   }
   // The calling warp will read [begin, end) of each row; `done` is what their writers' flags say

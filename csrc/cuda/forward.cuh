@@ -21,13 +21,13 @@ struct ForwardArgs : Layer {
   const S* gates[2] = {};  // by direction: (dense rows, G*H) x W_ihᵀ
   const S* b_ih[2] = {};   // (G*H) or null
   const S* b_hh[2] = {};
-  N* state = nullptr;       // (D, B, H) by place: c, or h where a cell reads it beside W_hh
-  N* update = nullptr;      // (D, B, H) by place: z between the stages of gru_reset_before
-  S* y = nullptr;           // (rows, D*R)
-  S* h_n = nullptr;         // (D, B, R)
-  S* c_n = nullptr;         // (D, B, H)
+  N* state = nullptr;        // (D, B, H) by place: c, or h where a cell reads it beside W_hh
+  N* update = nullptr;       // (D, B, H) by place: z between the stages of gru_reset_before
+  S* y = nullptr;            // (rows, D*R)
+  S* h_n = nullptr;          // (D, B, R)
+  S* c_n = nullptr;          // (D, B, H)
   S* cell_states = nullptr;  // (rows, D*H) or null
-  S* reserve = nullptr;     // (D, rows, reserve_width) or null
+  S* reserve = nullptr;      // (D, rows, reserve_width) or null
   int64_t rows = 0, reserve_width = 0;
 };
 
@@ -56,16 +56,14 @@ class ForwardUnit {
   static FASTRNN_DEVICE N value(const S* p, int64_t i) { return p ? Math::load(p[i]) : N(0); }
   FASTRNN_DEVICE N input(int gates, int g) const {
     const int64_t H = p_.hidden;
-    return Math::load(p_.gates[d_][(dense_ * gates + g) * H + j_]) +
-           value(p_.b_ih[d_], g * H + j_);
+    return Math::load(p_.gates[d_][(dense_ * gates + g) * H + j_]) + value(p_.b_ih[d_], g * H + j_);
   }
   FASTRNN_DEVICE N bias(int g) const { return value(p_.b_hh[d_], g * p_.hidden + j_); }
   FASTRNN_DEVICE N state() const { return reset_ ? N(0) : p_.state[state_]; }
 
   FASTRNN_DEVICE void save(int slot, N v) const {
     if (p_.reserve)
-      p_.reserve[(d_ * p_.rows + row_) * p_.reserve_width + slot * p_.hidden + j_] =
-          Math::store(v);
+      p_.reserve[(d_ * p_.rows + row_) * p_.reserve_width + slot * p_.hidden + j_] = Math::store(v);
   }
   FASTRNN_DEVICE void output_h(N h) const {
     const S stored = Math::store(h);
@@ -132,9 +130,7 @@ class ProjectionForward : public ForwardUnit<Math> {
   static constexpr int kIn = 1, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(int64_t t, int64_t place, int64_t unit) {
-    this->locate(t, place, unit);
-  }
+  FASTRNN_DEVICE void load(int64_t t, int64_t place, int64_t unit) { this->locate(t, place, unit); }
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
     this->output_h(sums[0]);
     this->save(Cell::kSaved, sums[0]);

@@ -20,8 +20,8 @@ struct CudaCall {
 // Pointers are to memory of the device, but for lengths and batch_sizes. x and w_ih are not read:
 // products over all rows are the caller's.
 //
-// Dense rows are the rows that exist, step by step: all, or with lengths those within them, of which
-// the longest come first.
+// Dense rows are the rows that exist, step by step: all, or with lengths those within them, of
+// which the longest come first.
 struct CudaForward : Forward<void> {
   const void* gates[2] = {};  // by direction: (dense rows, G*H) x W_ihᵀ without biases
 };

@@ -48,9 +48,20 @@ int64_t cuda_forward(const CudaForward& p, const CudaCall& call) {
   args.cell_states = (S*)p.cell_states, args.reserve = (S*)p.reserve;
   args.rows = p.rows, args.reserve_width = Cell::kSaved * H + (kProjected ? R : 0);
   schedule.pack_weights(args);
-  StartArgs<Math> starting = {args.time, H, R, int(D), Cell::kCellState, (const S*)p.h0,
-                              (const S*)p.c0, args.state, args.exchanges[0], args.work.places,
-                              args.y, args.h_n, args.c_n, args.cell_states};
+  StartArgs<Math> starting = {args.time,
+                              H,
+                              R,
+                              int(D),
+                              Cell::kCellState,
+                              (const S*)p.h0,
+                              (const S*)p.c0,
+                              args.state,
+                              args.exchanges[0],
+                              args.work.places,
+                              args.y,
+                              args.h_n,
+                              args.c_n,
+                              args.cell_states};
   const int64_t padding = p.lengths ? p.steps * p.batch * D * (R > H ? R : H) : 0;
   const int64_t states = D * p.batch * H;
   launch(start<Math>, over(states > padding ? states : padding, call.stream), starting, what);
@@ -98,8 +109,9 @@ int64_t cuda_backward(const CudaBackward& p, const CudaCall& call) {
   args.reserve = (const S*)p.reserve;
   args.grad_y = (const S*)p.grad_y, args.grad_h_n = (const S*)p.grad_h_n;
   args.grad_c_n = (const S*)p.grad_c_n, args.grad_cell_states = (const S*)p.grad_cell_states;
-  RestoreArgs<Math> restoring = {args.time, H, R, p.rows, args.reserve_width, int(D),
-                                 (const S*)p.h0, args.cell_states, args.reserve, {}, {}};
+  RestoreArgs<Math> restoring = {
+      args.time,    H,  R, p.rows, args.reserve_width, int(D), (const S*)p.h0, args.cell_states,
+      args.reserve, {}, {}};
   bool restores = false;
   for (int d = 0; d < D; ++d) {
     restoring.h_prev[d] = (S*)p.h_prev[d], restoring.mid[d] = (S*)p.mid[d];
@@ -152,12 +164,8 @@ struct CudaTable {
                              : cuda_backward<Lstm, Math, false>(p, call);
   }
   static constexpr CudaKernels kCells[kCellKinds] = {
-      entry<Vanilla<Tanh>>(),
-      entry<Vanilla<Relu>>(),
-      entry<Vanilla<Sigmoid>>(),
-      entry<Vanilla<Identity>>(),
-      {lstm_forward, lstm_backward},
-      entry<Gru>(),
+      entry<Vanilla<Tanh>>(),     entry<Vanilla<Relu>>(),        entry<Vanilla<Sigmoid>>(),
+      entry<Vanilla<Identity>>(), {lstm_forward, lstm_backward}, entry<Gru>(),
       entry<GruResetBefore>(),
   };
 };

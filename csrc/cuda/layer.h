@@ -28,8 +28,8 @@ FASTRNN_FN int64_t exchange_index(int64_t unit, int value, int width) {
 // A product of a step: every unit has `gates` rows of weights, which meet a row of the exchange.
 struct Product {
   int64_t units = 0;
-  int bricks = 0;                // of a row
-  int groups = 0, per_block = 0;  // groups of units, and how many a block has
+  int bricks = 0;                   // of a row
+  int groups = 0, per_block = 0;    // groups of units, and how many a block has
   const Vector16* weights[2] = {};  // by direction: (groups, bricks, half-tiles, 32 lanes)
 };
 
@@ -37,14 +37,14 @@ struct Product {
 // places, grid.z are the directions.
 struct Work {
   int tiles = 0;                        // of places; of each, tile_places
-  int64_t places = 0, tile_places = 0;   // tiles * tile_places; the batch and some that nobody reads
-  int team_tiles = 0;                    // tiles of one team, at most
+  int64_t places = 0, tile_places = 0;  // tiles * tile_places; the batch and some that nobody reads
+  int team_tiles = 0;                   // tiles of one team, at most
   int64_t first_step = 0, end_step = 0;  // in the order of the pass
   int first_stage = 0, end_stage = 0;
   int split = 1;  // blocks of a cluster that share k, where states go through global memory
   // Of shared memory, in front of the states: weights, and twice the partial sums.
   int64_t weight_bytes = 0, partial_bytes = 0;
-  bool resident = false;    // weights are read from shared memory, where the block puts them first
+  bool resident = false;  // weights are read from shared memory, where the block puts them first
   unsigned* flags = nullptr;  // (D, stage, tiles, grid.x) steps that each block has done, or null
 };
 

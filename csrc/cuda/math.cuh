@@ -108,8 +108,7 @@ class Sums<Math, kHalves, kTiles, true> {
       Vector16 second = {{0, 0, 0, 0}};
       if (2 * p + 1 < kHalves) second = weights[2 * p + 1 < kHalves ? 2 * p + 1 : 0];
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n)
-        Math::multiply(d_[p][n], weights[2 * p], second, states[n]);
+      for (int n = 0; n < kTiles; ++n) Math::multiply(d_[p][n], weights[2 * p], second, states[n]);
     }
   }
   FASTRNN_DEVICE void finish() {}

@@ -9,13 +9,13 @@ int64_t align(int64_t bytes) { return ceil_div(bytes, 128) * 128; }
 // Rates of a Hopper GPU, for choosing only: from published measurements (README.md), not from this
 // code.
 struct Rates {
-  static constexpr double kLaunch = 2.0e-6;    // of a dependent kernel
-  static constexpr double kBlock = 0.15e-6;    // barriers of a block and arithmetic of a tile
-  static constexpr double kCluster = 0.4e-6;   // a barrier of a cluster
-  static constexpr double kFlag = 0.65e-6;     // from a value's store to its use in another block
-  static constexpr double kShared = 180e9;     // bytes/s of one multiprocessor
-  static constexpr double kFromL2 = 45e9;      // bytes/s that one multiprocessor reads
-  static constexpr double kL2 = 4e12;          // and all together
+  static constexpr double kLaunch = 2.0e-6;   // of a dependent kernel
+  static constexpr double kBlock = 0.15e-6;   // barriers of a block and arithmetic of a tile
+  static constexpr double kCluster = 0.4e-6;  // a barrier of a cluster
+  static constexpr double kFlag = 0.65e-6;    // from a value's store to its use in another block
+  static constexpr double kShared = 180e9;    // bytes/s of one multiprocessor
+  static constexpr double kFromL2 = 45e9;     // bytes/s that one multiprocessor reads
+  static constexpr double kL2 = 4e12;         // and all together
   static constexpr int64_t kL2Bytes = 40 << 20;
   static constexpr double kMemory = 3.5e12;
 };
@@ -33,12 +33,14 @@ int64_t groups(const StageSize& stage, int unit_blocks) {
 
 class Planner {
  public:
-  explicit Planner(const PlanInput& input) : in_(input), tiles_(ceil_div(input.batch, input.tile_places)) {}
+  explicit Planner(const PlanInput& input)
+      : in_(input), tiles_(ceil_div(input.batch, input.tile_places)) {}
 
   bool stepwise(int unit_blocks, Plan& plan) const {
     plan = base(Regime::stepwise, unit_blocks);
     plan.teams = plan.tiles;
     plan.shared_bytes = 2 * plan.partial_bytes;
+    if (plan.shared_bytes > in_.shared_bytes) return false;  // of one block of units it never is
     for (int s = 0; s < in_.stages; ++s) {
       const StageSize& stage = in_.stage[s];
       const int64_t all = groups(stage, unit_blocks);

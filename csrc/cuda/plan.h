@@ -51,14 +51,14 @@ struct PlanInput {
 
 struct Plan {
   Regime regime = Regime::stepwise;
-  int unit_blocks = 1;  // of 8 units in a group
-  int blocks = 1;       // that share the units of a direction
-  int cluster = 1;      // of blocks: the team, or in a grid those that share k
-  int teams = 1;        // of a direction, which share the places
-  int tiles = 1;        // of places
+  int unit_blocks = 1;        // of 8 units in a group
+  int blocks = 1;             // that share the units of a direction
+  int cluster = 1;            // of blocks: the team, or in a grid those that share k
+  int teams = 1;              // of a direction, which share the places
+  int tiles = 1;              // of places
   int per_block[2] = {1, 1};  // groups of a block, by stage
   int64_t weight_bytes = 0, partial_bytes = 0, shared_bytes = 0;  // of shared memory
-  double step = 0;  // predicted seconds
+  double step = 0;                                                // predicted seconds
 };
 
 // The fastest plan by prediction. Returns false where nothing that is insisted on can run;

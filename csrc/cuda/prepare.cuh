@@ -136,7 +136,8 @@ template <class Cell, class Math, bool kProjected>
 __global__ void restore(const __grid_constant__ RestoreArgs<Math> a) {
   using N = typename Math::Number;
   const int64_t T = a.time.steps, B = a.time.batch, H = a.hidden, R = a.output;
-  // h of a GRU follows from h before: a thread goes through all steps. Elsewhere each is on its own.
+  // h of a GRU follows from h before: a thread goes through all steps. Elsewhere each is on its
+  // own.
   const int64_t parts = Cell::kDirect ? 1 : T;
   for (int64_t n = global_thread(); n < a.directions * parts * B * H; n += global_threads()) {
     const int64_t j = n % H, place = n / H % B, part = n / H / B % parts, d = n / H / B / parts;
@@ -161,7 +162,8 @@ __global__ void restore(const __grid_constant__ RestoreArgs<Math> a) {
       if constexpr (!Cell::kDirect)
         if (t != first && j < R) {
           const int64_t before = course.previous(t);
-          h = kProjected ? Math::load(reserved(before)[Cell::kSaved * H + j]) : output(before, N(0));
+          h = kProjected ? Math::load(reserved(before)[Cell::kSaved * H + j])
+                         : output(before, N(0));
         }
       if (a.time.is_reset(t, place)) h = N(0);
       const int64_t dense = a.time.dense_row(t, place);

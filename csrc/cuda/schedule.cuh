@@ -1,7 +1,10 @@
-// The host's side of what all passes share: lengths on the device, the plan of a pass, its weights in
-// bricks, its launches.
+// The host's side of what all passes share: lengths on the device, the plan of a pass, its weights
+// in bricks, its launches.
 #pragma once
 
+#include <array>
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include "../core/arena.h"
@@ -144,11 +147,7 @@ class Schedule {
     input.resident_clusters = [&](Regime regime, int unit_blocks, int cluster, int shared_bytes) {
       return resident_clusters(kernel(regime, unit_blocks), team(cluster, shared_bytes), what_);
     };
-    if (!make_plan(input, call.choice, plan_))
-      throw std::runtime_error(
-          std::string("fastrnn: ") + what + ": the regime " +
-          (call.choice.regime < 0 ? "asked for" : regime_name(Regime(call.choice.regime))) +
-          " cannot run this");
+    plan_ = planned(input, device);
     for (int s = 0; s < Pass::kStages; ++s) stages_[s] = input.stage[s];
   }
 
@@ -180,7 +179,8 @@ class Schedule {
       product.per_block = persistent ? plan_.per_block[s] : 1;
       const int64_t vectors =
           int64_t(product.groups) * product.bricks * sources_[s].gates * unit_blocks * 32;
-      for (int d = 0; d < sizes_.directions; ++d) product.weights[d] = arena.take<Vector16>(vectors);
+      for (int d = 0; d < sizes_.directions; ++d)
+        product.weights[d] = arena.take<Vector16>(vectors);
       // This stage feeds the next one.
       Exchange& fed = args.exchanges[(s + 1) % Pass::kStages];
       const int each = product.per_block * 8 * unit_blocks;
@@ -203,9 +203,18 @@ class Schedule {
       for (int d = 0; d < sizes_.directions; ++d) {
         const StageSource& from = sources_[s];
         const Product& product = args.products[s];
-        PackArgs<Math> packing = {(const S*)from.weights[d], from.gate, from.unit, from.slot_step,
-                                  from.value, from.gates, from.width, from.units, from.values,
-                                  plan_.unit_blocks, product.groups, product.bricks,
+        PackArgs<Math> packing = {(const S*)from.weights[d],
+                                  from.gate,
+                                  from.unit,
+                                  from.slot_step,
+                                  from.value,
+                                  from.gates,
+                                  from.width,
+                                  from.units,
+                                  from.values,
+                                  plan_.unit_blocks,
+                                  product.groups,
+                                  product.bricks,
                                   (S*)product.weights[d]};
         const int64_t values = int64_t(product.groups) * product.bricks * from.gates *
                                plan_.unit_blocks * 512 / int64_t(sizeof(S));
@@ -257,6 +266,27 @@ class Schedule {
   }
 
  private:
+  // Asking what is resident takes longer than a launch, so plans are kept.
+  Plan planned(const PlanInput& input, const DeviceProperties& device) const {
+    const PlanChoice& choice = call_.choice;
+    const std::array<int64_t, 12> key = {
+        call_.device,         device.processors, device.shared_bytes,  device.max_cluster,
+        input.batch,          input.directions,  input.stage[0].units, input.stage[0].bricks,
+        input.stage[1].units, choice.regime,     choice.cluster,       choice.unit_blocks};
+    static std::mutex mutex;
+    static std::map<std::array<int64_t, 12>, Plan> plans;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto known = plans.find(key);
+    if (known != plans.end()) return known->second;
+    Plan plan;
+    if (!make_plan(input, choice, plan))
+      throw std::runtime_error(
+          std::string("fastrnn: ") + what_ + ": the regime " +
+          (choice.regime < 0 ? "asked for" : regime_name(Regime(choice.regime))) +
+          " cannot run this");
+    if (plans.size() > 10000) plans.clear();
+    return plans[key] = plan;
+  }
   Launch team(int cluster, int shared_bytes) const {
     Launch how;
     how.grid[0] = unsigned(cluster), how.cluster = unsigned(cluster);

@@ -1,14 +1,14 @@
 // The kernel of every regime: a team of blocks goes through steps.
 //
-// Of each tile of places a stage takes: the product of rows of weights with the tile's states, split
-// over k in kWarps parts; their partial sums, through shared memory; and the stage's arithmetic, a
-// thread for each unit and place, of which the results go to the exchange.
+// Of each tile of places a stage takes: the product of rows of weights with the tile's states,
+// split over k in kWarps parts; their partial sums, through shared memory; and the stage's
+// arithmetic, a thread for each unit and place, of which the results go to the exchange.
 //
 // The parts of k belong to the warps of a block, or, with work.split blocks in a cluster, to those
-// of all: each block then reads a share of every state only, multiplies it for the units of all blocks of
-// the cluster, and leaves the partial sums in the shared memory of the block whose units they are.
-// What a block reads of states in a step is what limits large batches, and above all backward, where
-// a state has as many values as there are gates.
+// of all: each block then reads a share of every state only, multiplies it for the units of all
+// blocks of the cluster, and leaves the partial sums in the shared memory of the block whose units
+// they are. What a block reads of states in a step is what limits large batches, and above all
+// backward, where a state has as many values as there are gates.
 //
 // Launched once for all steps it is the persistent kernel: weights stay in shared memory. Launched
 // for one stage of one step, it is the stepwise one: weights are read where they were packed, and
@@ -30,37 +30,61 @@ struct TileShape {
   static constexpr int partial_count(int gates) { return kWarps * gates * kUnits * kPlaces; }
 };
 
-// The product of a group's weights, from brick `begin` on, with a tile's states over [begin, end).
-template <class Math, int kHalves, int kTiles, bool kShared>
-FASTRNN_DEVICE void multiply(const Vector16* weights, const unsigned char* rows, int64_t row_bytes,
-                             int begin, int end, Sums<Math, kHalves, kTiles>& sums) {
+// The product of a group's weights with a tile's states over bricks [begin, end). The weights of
+// the first bricks are fetched when it is made, for the time in which states are still on their
+// way.
+//
+// kAhead: bricks of which loads are under way together, as far as registers go.
+template <class Math, int kHalves, int kTiles, int kAhead, bool kShared>
+class Multiplication {
   using Result = Sums<Math, kHalves, kTiles>;
-  // Loads of several bricks are under way at a time: states come from far.
-  constexpr int kAhead = Result::kLoads > 4 ? 1 : 4;
-  const int lane = threadIdx.x % 32;
-  for (int brick = begin; brick < end; brick += kAhead) {
-    Vector16 states[kAhead][Result::kLoads];
+
+ public:
+  // weights: from brick `begin` on.
+  FASTRNN_DEVICE Multiplication(const Vector16* weights, int begin, int end)
+      : weights_(weights), begin_(begin), end_(end) {
+    fetch(begin);
+  }
+
+  FASTRNN_DEVICE void run(const unsigned char* rows, int64_t row_bytes, Result& sums) {
+    const int lane = threadIdx.x % 32;
+    for (int brick = begin_; brick < end_; brick += kAhead) {
+      Vector16 states[kAhead][Result::kLoads];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (brick + i >= end) break;
+      for (int i = 0; i < kAhead; ++i) {
+        if (brick + i >= end_) break;
 #pragma unroll
-      for (int n = 0; n < Result::kLoads; ++n) {
-        const unsigned char* p = rows + Result::state_row(n, lane) * row_bytes +
-                                 (brick + i) * kBrickBytes + (lane % 4) * 16;
-        states[i][n] = kShared ? *(const Vector16*)p : load_exchanged(p);
+        for (int n = 0; n < Result::kLoads; ++n) {
+          const unsigned char* p = rows + Result::state_row(n, lane) * row_bytes +
+                                   (brick + i) * kBrickBytes + (lane % 4) * 16;
+          states[i][n] = kShared ? *(const Vector16*)p : load_exchanged(p);
+        }
+      }
+      if (brick > begin_) fetch(brick);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (brick + i >= end_) break;
+        sums.add(ahead_[i], states[i]);
       }
     }
+    sums.finish();
+  }
+
+ private:
+  FASTRNN_DEVICE void fetch(int brick) {
+    const Vector16* from = weights_ + (brick - begin_) * kHalves * 32 + threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (brick + i >= end) break;
-      Vector16 own[kHalves];
+      if (brick + i >= end_) break;
 #pragma unroll
-      for (int h = 0; h < kHalves; ++h)
-        own[h] = weights[((brick - begin + i) * kHalves + h) * 32 + lane];
-      sums.add(own, states[i]);
+      for (int h = 0; h < kHalves; ++h) ahead_[i][h] = from[(i * kHalves + h) * 32];
     }
   }
-}
+
+  const Vector16* const weights_;
+  const int begin_, end_;
+  Vector16 ahead_[kAhead][kHalves];
+};
 
 template <class Pass, class Shape, class Exchanging>
 class Sequence {
@@ -85,7 +109,8 @@ class Sequence {
   FASTRNN_DEVICE void run() {
     fetch_weights();
     exchange_.begin();
-    if (split_ > 1) cluster_arrive(), cluster_wait();  // nobody stores to a block that has not begun
+    if (split_ > 1)
+      cluster_arrive(), cluster_wait();  // nobody stores to a block that has not begun
     const Work& work = p_.work;
     for (int64_t s = work.first_step; s < work.end_step; ++s) {
       if (work.first_stage == 0) stage<typename Pass::First, 0>(s);
@@ -127,8 +152,8 @@ class Sequence {
     int64_t before = int64_t(rank * product.per_block + group) * own * kBrickVectors<Stage>;
     if constexpr (kStage == 1) {
       const int first = bricks(0, (rank_ + 1) * parts()) - bricks(0, rank_ * parts());
-      before += int64_t(split_) * p_.products[0].per_block * first *
-                kBrickVectors<typename Pass::First>;
+      before +=
+          int64_t(split_) * p_.products[0].per_block * first * kBrickVectors<typename Pass::First>;
     }
     return (const Vector16*)weights_ + before;
   }
@@ -192,15 +217,17 @@ class Sequence {
       const bool active = alive && g < product.per_block && unit < product.units;
       Stage own(p_, d_);
       if (active) own.load(t, place, unit);
+      const bool multiplies = g < groups(kStage, target);
+      constexpr int kAhead = !Math::kMatrix ? 1 : kHalves <= 4 ? 4 : Pass::kStages == 1 ? 2 : 1;
+      Multiplication<Math, kHalves, Shape::kTiles, kAhead, Exchanging::kShared> product_of_warp(
+          weights<Stage, kStage>(target, g) + int64_t(skipped) * kBrickVectors<Stage>, begin,
+          multiplies ? end : begin);
       if (g == 0 && fed_here)
         exchange_.wait(kStage, tile, begin * kBrickBytes, end * kBrickBytes, unsigned(s + kStage));
       N* const partial = partial_ + turn_ * (p_.work.partial_bytes / int64_t(sizeof(N)));
-      if (g < groups(kStage, target)) {
+      if (multiplies) {
         Sums<Math, kHalves, Shape::kTiles> sums;
-        multiply<Math, kHalves, Shape::kTiles, Exchanging::kShared>(
-            weights<Stage, kStage>(target, g) + int64_t(skipped) * kBrickVectors<Stage>,
-            exchange_.rows(kStage, s, tile), row_bytes, begin, end, sums);
-        sums.finish();
+        product_of_warp.run(exchange_.rows(kStage, s, tile), row_bytes, sums);
         put(sums, split_ > 1 ? remote(partial, target) : partial, part);
       }
       // Sums of the next turn go elsewhere, so that this is the only barrier of a turn.

@@ -1,9 +1,10 @@
 // Which rows are alive at which step, and where they lie, as kernels read it.
 //
 // A *place* is a batch row's position by decreasing length: the rows alive at a step are the first
-// places. A *dense row* numbers the rows that exist, step by step and within a step by place: row t *
-// batch + place of a full batch, packed data's own order, or that which data with lengths would
-// have if it were packed. Workspaces are dense; tensors of the caller are not when there are lengths.
+// places. A *dense row* numbers the rows that exist, step by step and within a step by place: row t
+// * batch + place of a full batch, packed data's own order, or that which data with lengths would
+// have if it were packed. Workspaces are dense; tensors of the caller are not when there are
+// lengths.
 #pragma once
 
 #include "../core/course.h"

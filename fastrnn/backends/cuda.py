@@ -51,24 +51,36 @@ def _plain(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.resolve_neg().contiguous()
 
 
+#: From torch 2.9 on precisions have names; reading the older flags raises where those were used.
+_NAMED_PRECISIONS = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+
+
 def _wants_tf32(problem: Problem) -> bool:
     """Whether torch's own RNN would round products of float32 to TF32."""
-    return problem.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    if problem.dtype != torch.float32:
+        return False
+    if _NAMED_PRECISIONS:
+        precision: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+        return precision == "tf32"
+    return torch.backends.cudnn.allow_tf32
 
 
 @contextmanager
 def _products(problem: Problem) -> Iterator[None]:
-    """torch's products as cuDNN's RNNs would make them: in TF32 by its flag, not by matmul's."""
+    """torch's products as cuDNN's RNNs would make them: in TF32 by their flag, not by matmul's."""
     flags = torch.backends.cuda.matmul
-    before, wanted = flags.allow_tf32, _wants_tf32(problem)
-    if problem.dtype != torch.float32 or before == wanted:
+    name = "fp32_precision" if _NAMED_PRECISIONS else "allow_tf32"
+    tf32 = _wants_tf32(problem)
+    wanted: object = ("tf32" if tf32 else "ieee") if _NAMED_PRECISIONS else tf32
+    before = getattr(flags, name)
+    if problem.dtype != torch.float32 or before == wanted or (before == "none" and not tf32):
         yield
         return
-    flags.allow_tf32 = wanted
+    setattr(flags, name, wanted)
     try:
         yield
     finally:
-        flags.allow_tf32 = before
+        setattr(flags, name, before)
 
 
 class _Call:
@@ -208,7 +220,8 @@ class CudaBackend(FusedBackend):
         da = [dense(len(cell.saved) * hidden) for _ in directions]
         h_prev = [dense(output) if direct or wants[d][1] else None for d in directions]
         mid = [
-            dense(hidden) if (two_stage and wants[d][1]) or (problem.projected and wants[d][-1])
+            dense(hidden)
+            if (two_stage and wants[d][1]) or (problem.projected and wants[d][-1])
             else None
             for d in directions
         ]
@@ -287,7 +300,8 @@ def _weight_gradients(
                 hidden_sum = torch.cat([own[: 2 * problem.hidden_size], last.sum(0)])
             grads[3] = hidden_sum
     if problem.projected and wants[-1]:
-        assert dh is not None and mid is not None
+        assert dh is not None
+        assert mid is not None
         grads[-1] = torch.mm(dh.t(), mid)
     return grads
 

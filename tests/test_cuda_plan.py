@@ -1,0 +1,140 @@
+"""Which regime serves which size: the planner, which needs no GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
+
+import runner
+
+if runner.compiler() is None:
+    pytest.skip("no C++ compiler", allow_module_level=True)
+
+from cuda_emulated import extension
+
+H200 = {"processors": 132, "shared_bytes": 232448, "max_cluster": 8, "clusters": 120}
+ANY = (-1, -1, -1)
+STEPWISE, PROCESSOR, CLUSTER, GRID = ((place, -1, -1) for place in range(4))
+WARPS = 8
+
+
+def stage(units: int, gates: int, values: int, itemsize: int = 2) -> tuple[int, int, int, int]:
+    """A product of ``gates * units`` rows with states of ``values`` values."""
+    bricks = -(-values * itemsize // 64)
+    return units, gates, bricks, (bricks | 1) * 64
+
+
+def plan(
+    stages: list[tuple[int, int, int, int]],
+    batch: int,
+    choice: tuple[int, int, int] = ANY,
+    directions: int = 1,
+    **device: int,
+) -> dict[str, Any]:
+    numbers = H200 | device
+    found: dict[str, Any] = extension().plan(
+        len(stages), stages, 100, batch, directions, 16, *numbers.values(), choice
+    )
+    return found
+
+
+def forward(hidden: int, gates: int = 4) -> list[tuple[int, int, int, int]]:
+    return [stage(hidden, gates, hidden)]
+
+
+def backward(hidden: int, gates: int = 4) -> list[tuple[int, int, int, int]]:
+    return [stage(hidden, 1, gates * hidden)]
+
+
+SIZES = [1, 8, 31, 64, 100, 128, 160, 200, 256, 300, 384, 512, 650, 768, 1024, 1536, 2048, 4096]
+BATCHES = [1, 4, 8, 16, 17, 20, 32, 64, 128, 1000]
+
+
+@pytest.mark.parametrize("choice", [ANY, STEPWISE, PROCESSOR, CLUSTER, GRID])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("passes", [forward, backward])
+def test_every_unit_and_place_has_its_block(
+    passes: Any, directions: int, choice: tuple[int, int, int]
+) -> None:
+    for hidden in SIZES:
+        for batch in BATCHES:
+            found = plan(passes(hidden), batch, choice, directions)
+            if not found:
+                assert choice in (PROCESSOR, CLUSTER, GRID)
+                continue
+            units = found["blocks"] * found["per_block"][0] * 8 * found["unit_blocks"]
+            assert units >= hidden
+            assert found["tiles"] * 16 >= batch
+            assert 1 <= found["teams"] <= found["tiles"]
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("passes", [forward, backward])
+def test_blocks_that_wait_for_each_other_are_resident(passes: Any, directions: int) -> None:
+    for hidden in SIZES:
+        for batch in BATCHES:
+            found = plan(passes(hidden), batch, GRID, directions)
+            if not found:
+                continue
+            blocks = found["blocks"] * found["teams"] * directions
+            assert blocks <= H200["processors"]
+            assert found["shared_bytes"] <= H200["shared_bytes"]
+            assert found["blocks"] % found["cluster"] == 0
+            assert WARPS % found["cluster"] == 0
+            if found["cluster"] > 1:
+                assert blocks <= H200["clusters"]
+
+
+def test_stepwise_serves_everything() -> None:
+    for hidden in (1, 5000, 20000):
+        for batch in (1, 100000):
+            assert plan(forward(hidden), batch)
+            found = plan(forward(hidden), batch, STEPWISE, processors=1, shared_bytes=49152)
+            assert found["regime"] == "stepwise"
+            assert found["shared_bytes"] <= 49152
+
+
+def test_regimes_follow_what_fits() -> None:
+    """Of a 16-bit LSTM on an H200: one multiprocessor, one cluster, all of them, none."""
+    fits = {
+        hidden: [bool(plan(forward(hidden), 8, choice)) for choice in (PROCESSOR, CLUSTER, GRID)]
+        for hidden in (64, 128, 200, 384, 768, 1024, 1536, 4096)
+    }
+    assert fits[64] == fits[128] == [True, True, True]
+    assert fits[200] == fits[384] == [False, True, True]
+    assert fits[768] == fits[1024] == fits[1536] == [False, False, True]
+    assert fits[4096] == [False, False, False]
+    assert plan(forward(1024), 16)["regime"] == "grid"
+    assert plan(forward(4096), 16)["regime"] == "stepwise"
+
+
+def test_backward_shares_k() -> None:
+    """A block reads four times as much of states as forward: too much for one block alone."""
+    found = plan(backward(768), 16)
+    assert found["regime"] == "grid"
+    assert found["cluster"] > 1
+    assert found["step"] < plan(backward(768), 16, (3, 1, -1))["step"]
+
+
+def test_no_clusters_before_hopper() -> None:
+    ampere = {"processors": 108, "shared_bytes": 166912, "max_cluster": 1, "clusters": 0}
+    for hidden in SIZES:
+        for batch in BATCHES:
+            for passes in (forward, backward):
+                found = plan(passes(hidden), batch, **ampere)
+                assert found["regime"] != "cluster"
+                assert found["cluster"] == 1
+                assert found["shared_bytes"] <= ampere["shared_bytes"]
+
+
+def test_two_stages() -> None:
+    for hidden, output in ((512, 128), (1024, 1000), (40, 3)):
+        stages = [stage(hidden, 4, output), stage(output, 1, hidden)]
+        found = plan(stages, 16, GRID)
+        for (units, *_), per_block in zip(stages, found["per_block"], strict=True):
+            assert found["blocks"] * per_block * 8 * found["unit_blocks"] >= units
