@@ -1,8 +1,8 @@
 """The CUDA backend on the CPU: its Python, its launches and its kernels, on an emulated device.
 
 ``registered()`` makes known fastrnn's CUDA backend around ``csrc/cuda`` compiled for
-``tests/cuda_emulator``; it serves tensors of the CPU. What the emulator checks is said in the README
-of that folder.
+``tests/cuda_emulator``; it serves tensors of the CPU. What the emulator checks is said in the
+README of that folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import sys
 import sysconfig
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,36 +27,39 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "cuda_emulator"))
 
 import runner
 
-ROOT = Path(__file__).resolve().parents[1]
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 
 @functools.cache
-def library(*, checked: bool = False) -> Path:
+def library(*, checked: bool = False, csrc: Path = CSRC) -> Path:
     """The module, compiled when a source has changed."""
-    folder = ROOT / "csrc" / "cuda"
+    folder = csrc / "cuda"
     sources = sorted([*folder.glob("*.cu"), *folder.glob("*.cpp")])
     include = (pybind11.get_include(), sysconfig.get_path("include"))
     return runner.build(
-        [*sources, ROOT / "csrc" / "bind" / "cuda_module.cpp"],
+        [*sources, csrc / "bind" / "cuda_module.cpp"],
         checked=checked,
         undefined=True,
         flags=(
             "-O1",
             *(f"-isystem{path}" for path in include),
-            f"-DFASTRNN_CUDA_MODULE={_name(checked)}",
+            f"-DFASTRNN_CUDA_MODULE={_name(checked, csrc)}",
             '-DFASTRNN_VERSION="emulated"',
         ),
     )
 
 
-def _name(checked: bool) -> str:
-    return "_cuda_checked" if checked else "_cuda_emulated"
+def _name(checked: bool, csrc: Path) -> str:
+    """One name for each library: pybind11 gives the module it already has of a name."""
+    suffix = "" if csrc == CSRC else f"_{zlib.crc32(str(csrc).encode()):x}"
+    return f"_cuda_{'checked' if checked else 'emulated'}{suffix}"
 
 
 @functools.cache
-def extension(*, checked: bool = False) -> ModuleType:
+def extension(*, checked: bool = False, csrc: Path = CSRC) -> ModuleType:
     """What stands for ``fastrnn._cuda``."""
-    spec = importlib.util.spec_from_file_location(_name(checked), library(checked=checked))
+    path = library(checked=checked, csrc=csrc)
+    spec = importlib.util.spec_from_file_location(_name(checked, csrc), path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -64,10 +68,10 @@ def extension(*, checked: bool = False) -> ModuleType:
 
 
 @functools.cache
-def device(*, checked: bool = False) -> runner.Emulated:
+def device(*, checked: bool = False, csrc: Path = CSRC) -> runner.Emulated:
     """The emulated device of that module, to be configured."""
-    extension(checked=checked)
-    return runner.Emulated(library(checked=checked))
+    extension(checked=checked, csrc=csrc)
+    return runner.Emulated(library(checked=checked, csrc=csrc))
 
 
 class EmulatedBackend(CudaBackend):
@@ -80,9 +84,11 @@ class EmulatedBackend(CudaBackend):
     name = "cuda_emulated"
     device_type = "cpu"
 
-    def __init__(self, regime: str | None = None, *, checked: bool = False) -> None:
+    def __init__(
+        self, regime: str | None = None, *, checked: bool = False, csrc: Path = CSRC
+    ) -> None:
         super().__init__()
-        self._extension = extension(checked=checked)
+        self._extension = extension(checked=checked, csrc=csrc)
         if regime is not None:
             name, cluster, unit_blocks = (*regime.split("-"), "-1", "-1")[:3]
             self.choice = (REGIMES.index(name), int(cluster), int(unit_blocks))
@@ -93,12 +99,12 @@ class EmulatedBackend(CudaBackend):
 
 @contextmanager
 def registered(
-    regime: str | None = None, *, checked: bool = False, **configuration: int
+    regime: str | None = None, *, checked: bool = False, csrc: Path = CSRC, **configuration: int
 ) -> Iterator[str]:
     """The name of a backend on a device of that configuration, known inside the block only."""
     before = backends._registry
-    device(checked=checked).configure(**configuration)
-    backend = EmulatedBackend(regime, checked=checked)
+    device(checked=checked, csrc=csrc).configure(**configuration)
+    backend = EmulatedBackend(regime, checked=checked, csrc=csrc)
     backends.register(backend)
     try:
         yield backend.name

@@ -1,0 +1,102 @@
+"""That the emulator would notice: kernels with one barrier, wait or buffer less must fail."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cases import Case, arguments, errors, reference, results
+
+sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
+
+import runner
+
+if runner.compiler() is None:
+    pytest.skip("no C++ compiler", allow_module_level=True)
+
+from cuda_emulated import CSRC, registered
+
+pytestmark = [pytest.mark.slow, pytest.mark.cuda]
+
+#: By name: file, text that occurs once, what takes its place, regime that must notice.
+MUTATIONS = {
+    "nothing": ("exchange.cuh", "#pragma once", "#pragma once", "grid-2-1"),
+    "no wait for flags": (
+        "sequence.cuh",
+        "if (g == 0 && fed_here)",
+        "if (g < 0 && fed_here)",
+        "grid-1-1",
+    ),
+    "flag set before all have stored": (
+        "exchange.cuh",
+        "    sync_block();\n    if (p_.work.flags && threadIdx.x == 0)",
+        "    if (p_.work.flags && threadIdx.x == 0)",
+        "grid-1-1",
+    ),
+    "flag of the step before": (
+        "sequence.cuh",
+        "end * kBrickBytes, unsigned(s + kStage))",
+        "end * kBrickBytes, unsigned(s + kStage - 1))",
+        "grid-1-1",
+    ),
+    "no barrier before sums are taken": (
+        "sequence.cuh",
+        "      else\n        sync_block();",
+        "",
+        "stepwise-1-1",
+    ),
+    "sums of two turns in one place": ("sequence.cuh", "turn_ ^= 1;", "", "grid-2-1"),
+    "no barrier of the cluster for sums": (
+        "sequence.cuh",
+        "      if (split_ > 1)\n        cluster_arrive(), cluster_wait();\n      else",
+        "",
+        "grid-2-1",
+    ),
+    "one copy of the states": ("exchange.cuh", "(step % 2) * of_team", "0 * step", "cluster-2-1"),
+    "stages do not end with a barrier": (
+        "exchange.cuh",
+        "    cluster_arrive();\n    cluster_wait();",
+        "",
+        "cluster-2-1",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _strict() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutations_are_noticed(name: str, tmp_path: Path) -> None:
+    file, old, new, regime = MUTATIONS[name]
+    csrc = tmp_path / "csrc"
+    shutil.copytree(CSRC, csrc)
+    source = csrc / "cuda" / file
+    assert source.read_text().count(old) == 1, f"{name}: the text to change has moved"
+    source.write_text(source.read_text().replace(old, new))
+    for math in ("float16", "bfloat16", "tf32", "float64"):  # one arithmetic compiles faster
+        (csrc / "cuda" / f"math_{math}.cu").write_text(
+            '#include "kernels.h"\nnamespace fastrnn {\n'
+            f"const CudaKernels* cuda_kernels_{math}() {{ return nullptr; }}\n}}\n"
+        )
+    case = Case("lstm", torch.float32, steps=5, hidden_size=37, batch=20)
+    a = arguments(case)
+    noticed = False
+    for seed in range(1, 6):
+        if noticed:
+            break
+        with registered(regime, checked=True, csrc=csrc, seed=seed, multiprocessors=16) as backend:
+            try:
+                found = errors(results(a, backend=backend), reference(a), case)
+                noticed = noticed or not all(error <= 1 for error in found.values())
+            except RuntimeError:
+                noticed = True
+    assert noticed == (name != "nothing")
