@@ -84,7 +84,7 @@ def test_kernels_serve_every_option(cell: str, dtype: torch.dtype, backend: str)
         assert backends.get(backend).supports(problem(cell, dtype, **options)).ok
 
 
-@pytest.mark.parametrize("name", ["cpu", "numba"])
+@pytest.mark.parametrize("name", ["cpu", "cuda", "numba"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64], ids=str)
 def test_kernels_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
     verdict = backends.get(name).supports(problem(dtype=dtype))
@@ -93,7 +93,7 @@ def test_kernels_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
     assert str(dtype).removeprefix("torch.") in verdict.reason
 
 
-@pytest.mark.parametrize("name", ["cpu", "numba"])
+@pytest.mark.parametrize("name", ["cpu", "cuda", "numba"])
 def test_kernels_refuse_other_devices(name: str) -> None:
     a = arguments(Case("gru")).map(lambda tensor: tensor.to("meta"))
     inputs = LayerInputs(a.x, a.h0, a.c0, list(a.weights.values()), None, None, None)
@@ -243,7 +243,7 @@ def test_use_backend_is_of_one_thread() -> None:
 
 
 def test_use_backend_unknown() -> None:
-    known = "cpu, numba, torch, reference"
+    known = "cpu, cuda, numba, torch, reference"
     with (
         pytest.raises(ValueError, match=rf"^backend: expected one of {known}, got 'mkl'$"),
         fastrnn.use_backend("mkl"),
@@ -311,7 +311,7 @@ def test_insisting_during_backward_only(inside: str) -> None:
 def test_register(registry: None) -> None:
     spy = Spy()
     backends.register(spy)
-    assert list(backends.backends()) == ["cpu", "numba", "torch", "reference", "spy"]
+    assert list(backends.backends()) == ["cpu", "cuda", "numba", "torch", "reference", "spy"]
     backends.register(spy, before="cpu")
     assert list(backends.backends()) == ["spy", "cpu", "numba", "torch", "reference"]
     case = Case("gru", layers=2)
@@ -327,7 +327,7 @@ def test_register_is_seen_by_calls_made_before(registry: None) -> None:
 
 
 def test_register_before_unknown(registry: None) -> None:
-    known = "cpu, numba, torch, reference"
+    known = "cpu, cuda, numba, torch, reference"
     with pytest.raises(ValueError, match=rf"^before: expected one of {known}, got 'mkl'$"):
         backends.register(Spy(), before="mkl")
 
@@ -441,7 +441,7 @@ def test_bad_log_level_is_not_fatal() -> None:
 def test_unknown_backend_in_environment() -> None:
     finished = run(FASTRNN_BACKEND="mkl")
     assert finished.returncode == 1
-    known = "cpu, numba, torch, reference"
+    known = "cpu, cuda, numba, torch, reference"
     assert f"ValueError: backend: expected one of {known}, got 'mkl'" in finished.stderr
 
 
