@@ -40,6 +40,10 @@ TARGETS: tuple[str, ...] = tuple(importlib.import_module("fastrnn._C").targets()
 ALL_CELLS: tuple[str, ...] = tuple(CELLS)
 TORCH_CELLS: tuple[str, ...] = tuple(name for name in CELLS if CELLS[name].torch_name)
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+
+#: Dtypes of values only: the compiled kernels compute in float32. The oracle is the reference in
+#: float64, from the same rounded arguments.
+STORAGE_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16) if NATIVE else ()
 LAYOUTS: tuple[str, ...] = ("time_major", "batch_first", "unbatched", "packed", "packed_unsorted")
 
 #: One below, at and above the widths of SIMD registers and of blocks of them.
@@ -106,11 +110,13 @@ class Case:
         if gradient:
             fan_in = max(fan_in, self.directions * CELLS[self.cell].gates * self.hidden_size)
         sums_rows = gradient and ("weight" in name or "bias" in name)
+        stored = dtype is None and self.dtype in STORAGE_DTYPES
         return tolerance(
-            dtype or self.dtype,
+            torch.float32 if stored else dtype or self.dtype,
             self.steps * self.layers,
             fan_in,
             rows=self.steps * self.batch if sums_rows else 1,
+            storage=self.dtype if stored else None,
         )
 
 
@@ -118,6 +124,17 @@ def each(*cases: Iterable[Case]) -> pytest.MarkDecorator:
     """Parametrises a test over ``case``, each once, with its name."""
     listed = list(dict.fromkeys(itertools.chain(*cases)))
     return pytest.mark.parametrize("case", listed, ids=[case.id for case in listed])
+
+
+def each_by_backend(*cases: Iterable[Case]) -> pytest.MarkDecorator:
+    """Parametrises a test over ``case`` and ``backend``: each case by each that has its dtype."""
+    pairs = [
+        pytest.param(case, backend, id=f"{case.id}-{backend}")
+        for case in dict.fromkeys(itertools.chain(*cases))
+        for backend in BACKENDS
+        if case.dtype in DTYPES or backend == "cpu"
+    ]
+    return pytest.mark.parametrize(("case", "backend"), pairs)
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,10 @@ struct Call {
 
   bool view_input(PyObject* object) {
     like = object;
-    return view_plain(object, tensor, x) && x.device.type == dlpack::kCpu &&
-           x.dtype.code == dlpack::kFloat && x.dtype.lanes == 1 &&
-           (x.dtype.bits == 32 || x.dtype.bits == 64);
+    return view_plain(object, tensor, x) && x.device.type == dlpack::kCpu && x.dtype.lanes == 1 &&
+           ((x.dtype.code == dlpack::kFloat &&
+             (x.dtype.bits == 16 || x.dtype.bits == 32 || x.dtype.bits == 64)) ||
+            (x.dtype.code == dlpack::kBfloat && x.dtype.bits == 16));
   }
 
   // (first, batch, width), (first, width) or (width), contiguous, of the input's kind.
@@ -181,11 +182,7 @@ struct Call {
   }
 
   void run(int cell, int threads, void* y, void* h_n, void* c_n) const {
-    if (x.dtype.bits == 32) {
-      run<float>(cell, threads, y, h_n, c_n);
-    } else {
-      run<double>(cell, threads, y, h_n, c_n);
-    }
+    with_type_of(x, [&](auto value) { run<decltype(value)>(cell, threads, y, h_n, c_n); });
   }
 
   // A new tensor of the input's kind.

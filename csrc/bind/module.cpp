@@ -36,7 +36,7 @@ void elementwise(const std::string& name, Address in, Address out, int64_t count
 }
 
 std::vector<std::string> targets() {
-  const Target* usable[3];
+  const Target* usable[kTargets];
   const int count = usable_targets(usable);
   std::vector<std::string> names;
   for (int i = 0; i < count; ++i) names.push_back(usable[i]->name);

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../cpu/kernels.h"
+#include "tensors.h"
 
 namespace fastrnn {
 
@@ -19,6 +20,23 @@ inline const Kernels<float>& kernels<float>() {
 template <>
 inline const Kernels<double>& kernels<double>() {
   return active_target().f64;
+}
+template <>
+inline const Kernels<bfloat16>& kernels<bfloat16>() {
+  return active_target().bf16;
+}
+template <>
+inline const Kernels<float16>& kernels<float16>() {
+  return active_target().f16;
+}
+
+// function(T()), T being the type of a tensor's values: one of the four that problems have here.
+template <class Function>
+auto with_type_of(const View& view, const Function& function) {
+  if (view.dtype.bits == 32) return function(float());
+  if (view.dtype.bits == 64) return function(double());
+  if (view.dtype.code == dlpack::kBfloat) return function(bfloat16());
+  return function(float16());
 }
 
 // A module of an older build may lack a cell that the Python package has.

@@ -4,7 +4,8 @@
 // of x into the input part of its units' gates, then goes through the steps: the product with h
 // leaves a tile of gates in the first-level cache, the cell's functor turns it into saved values,
 // h and c. h_{t-1} is read where it was written, in y; a pointer to zeros stands for what a reset
-// or the lack of an initial state makes zero.
+// or the lack of an initial state makes zero. T is the type of values in memory; what stays inside
+// the call, c among it, is in the type of the arithmetic.
 #pragma once
 
 #include <stdlib.h>
@@ -35,15 +36,18 @@ struct StageShape {
 template <class Cell, class T>
 struct ForwardShared {
   using Shape = StageShape<Cell>;
+  using C = Compute<T>;
   static constexpr int kG = Cell::kGates;
 
   Operand<T, kG, Shape::kInputVectors> input;
   Operand<T, Shape::kFirst, Shape::kFirstVectors> recurrent;
   Operand<T, 1, 4> candidate;   // two stages: W_hn
   Operand<T, 1, 4> projection;  // W_hr
-  T* chunk = nullptr;           // (rows of a chunk, S*H) input part of the gates
+  C* chunk = nullptr;           // (rows of a chunk, S*H) input part of the gates
+  C* state = nullptr;           // (B, H) c: the initial one, or where none are kept, the last
   T* mid = nullptr;             // (B, H) input of the second stage or of the projection
-  T* zeros = nullptr;
+  T* zeros = nullptr;           // (max(H, R))
+  C* zero_state = nullptr;      // (H)
 
   void set_up(const Forward<T>& p, int direction, int64_t chunk_steps, bool pack, Arena& arena) {
     const int64_t H = p.hidden, R = p.output, I = p.input;
@@ -57,49 +61,55 @@ struct ForwardShared {
     recurrent.bias = w.b_hh;
     recurrent.bias_gate = H;
     if (pack) {
-      input.panels = arena.take<T>(input.shape.size());
-      recurrent.panels = arena.take<T>(recurrent.shape.size());
+      input.panels = arena.take<C>(input.shape.size());
+      recurrent.panels = arena.take<C>(recurrent.shape.size());
     }
     if (Cell::kTwoStage) {
       candidate.shape = {H, H};
       candidate.matrix = {w.w_hh + 2 * H * H, 0, H, 1};
       candidate.bias = w.b_hh ? w.b_hh + 2 * H : nullptr;
-      if (pack) candidate.panels = arena.take<T>(candidate.shape.size());
+      if (pack) candidate.panels = arena.take<C>(candidate.shape.size());
     }
     if (w.w_hr) {
       projection.shape = {R, H};
       projection.matrix = {w.w_hr, 0, H, 1};
-      if (pack) projection.panels = arena.take<T>(projection.shape.size());
+      if (pack) projection.panels = arena.take<C>(projection.shape.size());
     }
     if (Cell::kTwoStage || w.w_hr) mid = arena.take<T>(p.batch * H);
-    chunk = arena.take<T>(chunk_steps * p.batch * Cell::kSaved * H);
+    chunk = arena.take<C>(chunk_steps * p.batch * Cell::kSaved * H);
+    if (Cell::kCellState) state = arena.take<C>(p.batch * H);
     zeros = arena.take<T>(H > R ? H : R);
+    if (Cell::kCellState) zero_state = arena.take<C>(H);
   }
 };
 
 // Arrays of row pointers, one set per thread.
 template <class T>
 struct ForwardPointers {
+  using C = Compute<T>;
   const T** x;
-  T** x_gates;
-  const T **h_prev, **c_prev;
-  T **mid, **gates, **saved, **h, **c;
+  C** x_gates;
+  const T** h_prev;
+  const C** c_prev;
+  T **mid, **saved, **h;
+  C **gates, **c;
 
   ForwardPointers(int64_t batch, int64_t chunk_rows, Arena& arena)
       : x(arena.take<const T*>(chunk_rows)),
-        x_gates(arena.take<T*>(chunk_rows)),
+        x_gates(arena.take<C*>(chunk_rows)),
         h_prev(arena.take<const T*>(batch)),
-        c_prev(arena.take<const T*>(batch)),
+        c_prev(arena.take<const C*>(batch)),
         mid(arena.take<T*>(batch)),
-        gates(arena.take<T*>(batch)),
         saved(arena.take<T*>(batch)),
         h(arena.take<T*>(batch)),
-        c(arena.take<T*>(batch)) {}
+        gates(arena.take<C*>(batch)),
+        c(arena.take<C*>(batch)) {}
 };
 
 template <class Cell, class T>
 class ForwardPass {
-  using V = Pack<T>;
+  using C = Compute<T>;
+  using V = Pack<C>;
   using Shape = StageShape<Cell>;
   static constexpr int kWidth = V::kWidth;
   static constexpr int kG = Cell::kGates;
@@ -127,6 +137,7 @@ class ForwardPass {
 
   void run() {
     pack();
+    start_states();
     for (int64_t s0 = 0; s0 < p_.steps; s0 += chunk_steps_) {
       const int64_t s1 = s0 + chunk_steps_ < p_.steps ? s0 + chunk_steps_ : p_.steps;
       multiply_input(s0, s1);
@@ -141,20 +152,39 @@ class ForwardPass {
     part_.pack(shared_.recurrent, units_);
     if (Cell::kTwoStage) part_.pack(shared_.candidate, units_);
     if (projected_) part_.pack(shared_.projection, outputs_);
-    if (part_.team.rank == 0)
-      for (int64_t j = 0; j < (H_ > R_ ? H_ : R_); ++j) shared_.zeros[j] = T(0);
+    if (part_.team.rank == 0) {
+      memset(shared_.zeros, 0, (H_ > R_ ? H_ : R_) * sizeof(T));
+      if (Cell::kCellState) memset(shared_.zero_state, 0, H_ * sizeof(C));
+    }
     part_.team.wait();
   }
+  void start_states() {
+    if (!Cell::kCellState) return;
+    const int64_t count = rows_.count(p_.batch);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t b = rows_.batch_row(i);
+      const T* c0 = p_.c0 ? p_.c0 + (d_ * p_.batch + b) * H_ : nullptr;
+      for_own_units([&](int64_t j, int n) {
+        (c0 ? V::load(c0 + j, n) : zero<V>()).store(state_row(b) + j, n);
+      });
+    }
+  }
+  template <class Function>
+  void for_own_units(const Function& function) const {
+    for (int64_t j = units_.begin; j < units_.end; j += kWidth)
+      function(j, int(units_.end - j < kWidth ? units_.end - j : kWidth));
+  }
+
   T* reserve_row(int64_t t, int64_t b) const {
     return p_.reserve + (d_ * p_.rows + timeline_.row(t, b)) * width_;
   }
-  T* gates_row(int64_t s, int64_t s0, int64_t i) const {
+  C* gates_row(int64_t s, int64_t s0, int64_t i) const {
     return shared_.chunk + ((s - s0) * p_.batch + rows_.index(i)) * kS * H_;
   }
   T* y_row(int64_t t, int64_t b) const {
     return p_.y + (timeline_.row(t, b) * p_.directions + d_) * R_;
   }
-  T* c_row(int64_t t, int64_t b) const {
+  C* c_row(int64_t t, int64_t b) const {
     return p_.cell_states + (timeline_.row(t, b) * p_.directions + d_) * H_;
   }
   T* h_n_row(int64_t b) const { return p_.h_n + (d_ * p_.batch + b) * R_; }
@@ -162,9 +192,7 @@ class ForwardPass {
   const T* h0_row(int64_t b) const {
     return p_.h0 ? p_.h0 + (d_ * p_.batch + b) * R_ : shared_.zeros;
   }
-  const T* c0_row(int64_t b) const {
-    return p_.c0 ? p_.c0 + (d_ * p_.batch + b) * H_ : shared_.zeros;
-  }
+  C* state_row(int64_t b) const { return shared_.state + b * H_; }
 
   void multiply_input(int64_t s0, int64_t s1) {
     int64_t n = 0;
@@ -180,7 +208,7 @@ class ForwardPass {
     }
     const auto& op = shared_.input;
     for_each_tile(op, Part::panels(op, units_), at_.x, n,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
                     for (int m = 0; m < count; ++m)
                       for (int u = 0; u < vectors; ++u, tile += kG * kWidth)
                         for (int g = 0; g < kG; ++g)
@@ -203,11 +231,10 @@ class ForwardPass {
       at_.h[i] = y_row(t, b);
       if (shared_.mid) at_.mid[i] = shared_.mid + rows_.index(i) * H_;
       if (Cell::kCellState) {
-        at_.c[i] = p_.cell_states ? c_row(t, b) : c_n_row(b);
-        at_.c_prev[i] = reset            ? shared_.zeros
-                        : first          ? c0_row(b)
-                        : p_.cell_states ? c_row(before, b)
-                                         : c_n_row(b);
+        at_.c[i] = p_.cell_states ? c_row(t, b) : state_row(b);
+        at_.c_prev[i] = reset                      ? shared_.zero_state
+                        : first || !p_.cell_states ? state_row(b)
+                                                   : c_row(before, b);
       }
     }
     if constexpr (Cell::kTwoStage) {
@@ -227,7 +254,7 @@ class ForwardPass {
   void one_stage(int64_t alive) {
     const auto& op = shared_.recurrent;
     for_each_tile(op, Part::panels(op, units_), at_.h_prev, alive,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
                       for (int u = 0; u < vectors; ++u, tile += kG * kWidth) {
@@ -238,8 +265,9 @@ class ForwardPass {
                           x[g] = V::load(at_.gates[i] + Cell::kSlot[g] * H_ + j, n);
                           r[g] = V::load(tile + g * kWidth);
                         }
-                        const V c_prev = Cell::kCellState ? V::load(at_.c_prev[i] + j, n) : V(T(0));
-                        const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : V(T(0));
+                        const V c_prev =
+                            Cell::kCellState ? V::load(at_.c_prev[i] + j, n) : zero<V>();
+                        const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : zero<V>();
                         Cell::forward(x, r, h_prev, c_prev, saved, h, c);
                         if (p_.reserve)
                           for (int k = 0; k < kS; ++k) saved[k].store(at_.saved[i] + k * H_ + j, n);
@@ -253,13 +281,13 @@ class ForwardPass {
   void first_stage(int64_t alive) {
     const auto& op = shared_.recurrent;
     for_each_tile(op, Part::panels(op, units_), at_.h_prev, alive,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
                       for (int u = 0; u < vectors; ++u, tile += 2 * kWidth) {
                         const int64_t j = op.shape.first_unit(panel) + u * kWidth;
                         const int n = op.shape.valid(panel, u);
-                        T* gates = at_.gates[i] + j;
+                        C* gates = at_.gates[i] + j;
                         const V x[2] = {V::load(gates, n), V::load(gates + H_, n)};
                         const V r[2] = {V::load(tile), V::load(tile + kWidth)};
                         V saved[2], mid;
@@ -276,13 +304,13 @@ class ForwardPass {
   void second_stage(int64_t alive) {
     const auto& op = shared_.candidate;
     for_each_tile(op, Part::panels(op, units_), at_.mid, alive,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
                       for (int u = 0; u < vectors; ++u, tile += kWidth) {
                         const int64_t j = op.shape.first_unit(panel) + u * kWidth;
                         const int n = op.shape.valid(panel, u);
-                        const T* gates = at_.gates[i] + j;
+                        const C* gates = at_.gates[i] + j;
                         V candidate, h;
                         Cell::forward_candidate(V::load(gates + 2 * H_, n), V::load(tile),
                                                 V::load(gates + H_, n),
@@ -297,7 +325,7 @@ class ForwardPass {
   void project(int64_t alive) {
     const auto& op = shared_.projection;
     for_each_tile(op, Part::panels(op, outputs_), at_.mid, alive,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
+                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
                     for (int m = 0; m < count; ++m) {
                       const int64_t i = row + m;
                       for (int u = 0; u < vectors; ++u, tile += kWidth) {
@@ -315,14 +343,16 @@ class ForwardPass {
   void finish() {
     const int64_t count = rows_.count(p_.batch);
     const int64_t out = (outputs_.end - outputs_.begin) * sizeof(T);
-    const int64_t own = (units_.end - units_.begin) * sizeof(T);
+    const int64_t own = (units_.end - units_.begin) * sizeof(C);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t b = rows_.batch_row(i), length = rows_.length(i), t = course_.last(length);
       if (out > 0)
         memcpy(h_n_row(b) + outputs_.begin, (length ? y_row(t, b) : h0_row(b)) + outputs_.begin,
                out);
-      if (Cell::kCellState && own > 0 && (p_.cell_states || !length))
-        memcpy(c_n_row(b) + units_.begin, (length ? c_row(t, b) : c0_row(b)) + units_.begin, own);
+      if (Cell::kCellState) {
+        const C* c = length && p_.cell_states ? c_row(t, b) : state_row(b);
+        for_own_units([&](int64_t j, int n) { V::load(c + j, n).store(c_n_row(b) + j, n); });
+      }
       if (p_.batch_sizes) continue;
       for (int64_t beyond = length; beyond < p_.steps; ++beyond) {
         if (out > 0) memset(y_row(beyond, b) + outputs_.begin, 0, out);
@@ -363,7 +393,7 @@ bool forward(const Forward<T>& args, int threads) {
   const int64_t chunk_bytes = weight_bytes < kLeast  ? kLeast
                               : weight_bytes > kMost ? kMost
                                                      : weight_bytes;
-  const int64_t step_bytes = args.batch * width * int64_t(sizeof(T));
+  const int64_t step_bytes = args.batch * width * int64_t(sizeof(Compute<T>));
   int64_t chunk_steps = chunk_bytes / (step_bytes > 0 ? step_bytes : 1);
   if (chunk_steps < 1) chunk_steps = 1;
   if (chunk_steps > args.steps) chunk_steps = args.steps;
@@ -383,10 +413,10 @@ bool forward(const Forward<T>& args, int threads) {
 
   const Workspace workspace(common + per_thread * plan.threads);
   if (!workspace.data()) return false;
-  const int64_t values = args.rows * args.directions * int64_t(sizeof(T));
-  prefer_huge_pages(args.y, values * R);
-  if (args.cell_states) prefer_huge_pages(args.cell_states, values * H);
-  if (args.reserve) prefer_huge_pages(args.reserve, values * width);
+  const int64_t rows = args.rows * args.directions;
+  prefer_huge_pages(args.y, rows * R * sizeof(T));
+  if (args.cell_states) prefer_huge_pages(args.cell_states, rows * H * sizeof(Compute<T>));
+  if (args.reserve) prefer_huge_pages(args.reserve, rows * width * sizeof(T));
 
   Arena arena(workspace.data());
   const Timeline timeline(args, arena);

@@ -1,4 +1,6 @@
 #define FASTRNN_TARGET baseline
 #define FASTRNN_VECTOR_BYTES 16
-#define TARGET_TABLE kBaseline
+#define FASTRNN_WIDE_TYPES
+#define FASTRNN_BFLOAT16
+#define FASTRNN_FLOAT16
 #include "target.inl"

@@ -1,4 +1,4 @@
-// The table of CPU kernels: one per target, all alike.
+// The tables of CPU kernels, by target and type.
 #pragma once
 
 #include "../core/arguments.h"
@@ -20,22 +20,19 @@ using Elementwise = void (*)(const T* in, T* out, int64_t count);
 template <class T>
 struct Kernels {
   CellKernels<T> cells[kCellKinds];  // in the order of CellKind
-  Elementwise<T> exp, sigmoid, tanh;
+  // Null for types that are storage only.
+  Elementwise<T> exp = nullptr, sigmoid = nullptr, tanh = nullptr;
 };
 
+// The kernels a processor uses. For some types they may be those of a lesser one.
 struct Target {
   const char* name;
-  Kernels<float> f32;
-  Kernels<double> f64;
+  const Kernels<float>& f32;
+  const Kernels<double>& f64;
+  const Kernels<bfloat16>& bf16;
+  const Kernels<float16>& f16;
 };
-
-extern const Target kBaseline;
-#if defined(FASTRNN_HAVE_AVX2)
-extern const Target kAvx2;
-#endif
-#if defined(FASTRNN_HAVE_AVX512)
-extern const Target kAvx512;
-#endif
+constexpr int kTargets = 4;
 
 // Targets that were built and that this processor and its operating system can run, best last.
 int usable_targets(const Target** targets);
