@@ -102,6 +102,19 @@ class Case:
     def packed(self) -> bool:
         return self.layout.startswith("packed")
 
+    @property
+    def stored(self) -> bool:
+        """Whether values are narrower than the arithmetic on them."""
+        return self.dtype in STORAGE_DTYPES
+
+    @property
+    def has_kinks(self) -> bool:
+        """Whether a rounding may choose a gradient: relu's slope jumps where a preactivation is 0.
+
+        With biases, ``arguments`` keeps preactivations away from there.
+        """
+        return self.cell == "rnn_relu" and self.stored and not self.bias
+
     def tolerance(self, name: str, dtype: torch.dtype | None = None) -> dict[str, float]:
         """How far apart two honest computations of the result ``name`` may be."""
         gradient = name.startswith("grad")
@@ -110,7 +123,7 @@ class Case:
         if gradient:
             fan_in = max(fan_in, self.directions * CELLS[self.cell].gates * self.hidden_size)
         sums_rows = gradient and ("weight" in name or "bias" in name)
-        stored = dtype is None and self.dtype in STORAGE_DTYPES
+        stored = dtype is None and self.stored
         return tolerance(
             torch.float32 if stored else dtype or self.dtype,
             self.steps * self.layers,
@@ -132,7 +145,7 @@ def each_by_backend(*cases: Iterable[Case]) -> pytest.MarkDecorator:
         pytest.param(case, backend, id=f"{case.id}-{backend}")
         for case in dict.fromkeys(itertools.chain(*cases))
         for backend in BACKENDS
-        if case.dtype in DTYPES or backend == "cpu"
+        if not case.has_kinks and (not case.stored or backend == "cpu")
     ]
     return pytest.mark.parametrize(("case", "backend"), pairs)
 
@@ -200,7 +213,8 @@ def weight_shapes(case: Case) -> dict[str, tuple[int, ...]]:
 def arguments(case: Case, *, seed: int | None = None) -> Arguments:
     """Random tensors of a case: x and states ~ N(0, 1), weights as torch.nn initialises them.
 
-    With two exceptions, so that values stay of order 1, as the rule of tolerances wants them: where
+    Biases decide the sign of what goes into a relu in 16 bits, see ``Case.has_kinks``. There are two
+    more exceptions, so that values stay of order 1, as the rule of tolerances wants them: where
     x has more features than there are units, weight_ih is smaller than torch's; and so are all
     weights of fewer than 8 units, where a recurrence of torch's scale may happen to expand.
     What x holds beyond the lengths is NaN: none of it may reach a result.
@@ -216,6 +230,10 @@ def arguments(case: Case, *, seed: int | None = None) -> Arguments:
         return ((2 * weight - 1) / math.sqrt(width)).to(case.dtype)
 
     weights = {name: uniform(name, shape) for name, shape in weight_shapes(case).items()}
+    if case.cell == "rnn_relu" and case.stored:
+        signs = 1.0 - 2 * (torch.arange(case.hidden_size, dtype=torch.float64) % 2)
+        for name, weight in weights.items():
+            weights[name] = signs.to(case.dtype) if "bias" in name else weight / 4
     steps, batch = case.steps, 1 if case.layout == "unbatched" else case.batch
     states = case.layers * case.directions
     x = normal(steps, batch, case.input_size)
