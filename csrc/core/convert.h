@@ -45,8 +45,21 @@ FASTRNN_FN void store_halves(void* p, Halves values, int n) {
   }
 }
 
+// 16 bits in lanes of 32, and back. (GCC takes conversions of AVX-512 apart, and warns of the
+// undefined operand of those without a mask.)
 FASTRNN_FN SinglesBits lanes_of(Halves values) {
+#if defined(__AVX512F__) && FASTRNN_VECTOR_BYTES == 64
+  return (SinglesBits)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)values);
+#else
   return __builtin_convertvector(values, SinglesBits);
+#endif
+}
+FASTRNN_FN Halves low_halves(SinglesBits lanes) {
+#if defined(__AVX512F__) && FASTRNN_VECTOR_BYTES == 64
+  return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)lanes);
+#else
+  return __builtin_convertvector(lanes, Halves);
+#endif
 }
 
 FASTRNN_FN Singles widen(Halves values, bfloat16) { return (Singles)(lanes_of(values) << 16); }
@@ -58,7 +71,7 @@ FASTRNN_FN Halves narrow(Singles values, bfloat16) {
   const SinglesBits bits = (SinglesBits)values;
   const SinglesBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const SinglesBits quiet = (bits >> 16) | 0x40;
-  return __builtin_convertvector(values == values ? rounded : quiet, Halves);
+  return low_halves(values == values ? rounded : quiet);
 #endif
 }
 
@@ -101,7 +114,7 @@ FASTRNN_FN Halves narrow(Singles values, float16) {
   const SinglesBits magnitude = size < (113u << 23)    ? small
                                 : size >= (143u << 23) ? special
                                                        : normal;
-  return __builtin_convertvector(magnitude | sign >> 16, Halves);
+  return low_halves(magnitude | sign >> 16);
 #endif
 }
 

@@ -30,6 +30,8 @@ struct RowSource {
 // three quarters of a second-level cache of 1 MiB. Every block of k reads and writes all of out.
 constexpr int64_t kBlockRows = 240;
 constexpr int64_t kBlockDepth = 640;
+// Rows between the one that is packed into a panel and the one that is fetched.
+constexpr int64_t kAhead = 16;
 // Fewer rows than this do not pay for packing the panels they meet.
 constexpr int64_t kPackedRows = 24;
 
@@ -82,8 +84,9 @@ class Products {
     if (!factors[0].out && !factors[1].out && !sums[0] && !sums[1]) return;
     if (rows == 0) return clear(columns, factors, sums);
     const int64_t depth = block_size(rows, kBlockDepth);
-    for (int64_t j = 0; j < columns; j += kBlockRows) {
-      const int64_t count = columns - j < kBlockRows ? columns - j : kBlockRows;
+    const int64_t height = block_size(columns, kBlockRows);
+    for (int64_t j = 0; j < columns; j += height) {
+      const int64_t count = columns - j < height ? columns - j : height;
       C* const results[2] = {results_, results_ + (factors[0].out ? count * factors[0].width : 0)};
       for (int64_t m = 0; m < height_; ++m) sums_[m] = C(0);
       for (int64_t k = 0; k < rows; k += depth) {
@@ -225,6 +228,12 @@ class Products {
                  int valid) {
     C* to = panel_;
     for (int64_t k = 0; k < depth; k += Terms<T>::kInputs) {
+      // A panel takes a part of each row, further apart than the hardware looks ahead.
+      for (int i = 0; i < Terms<T>::kInputs && k + kAhead + i < depth; ++i) {
+        const char* ahead = (const char*)(b.row(first + k + kAhead + i) + column);
+        for (int64_t line = 0; line < vectors * kWidth * int64_t(sizeof(T)); line += 64)
+          __builtin_prefetch(ahead + line);
+      }
       const T* from = b.row(first + k) + column;
       const T* second = k + 1 < depth ? b.row(first + k + 1) + column : nullptr;
       for (int u = 0; u < vectors; ++u, to += kWidth)
