@@ -45,7 +45,8 @@ class LayerOutputs(NamedTuple):
     """What a backend's forward returns; None for what the cell or the call does not have.
 
     y: ``(T, B, D*R)`` or ``(rows, D*R)``. h_n: ``(D, B, R)``. c_n: ``(D, B, H)``.
-    cell_states: ``(T, B, D*H)`` or ``(rows, D*H)``, of ``Problem.state_dtype`` from kernels. reserve: ``(D, rows, S*H [+ R])``, see
+    cell_states: ``(T, B, D*H)`` or ``(rows, D*H)``, from kernels of ``Problem.state_dtype``.
+    reserve: ``(D, rows, S*H [+ R])``, see
     ``Cell.saved``; with a projection the projected h follows the saved values of each row.
     """
 

@@ -213,8 +213,8 @@ def weight_shapes(case: Case) -> dict[str, tuple[int, ...]]:
 def arguments(case: Case, *, seed: int | None = None) -> Arguments:
     """Random tensors of a case: x and states ~ N(0, 1), weights as torch.nn initialises them.
 
-    Biases decide the sign of what goes into a relu in 16 bits, see ``Case.has_kinks``. There are two
-    more exceptions, so that values stay of order 1, as the rule of tolerances wants them: where
+    Biases decide the sign of what goes into a relu in 16 bits, see ``Case.has_kinks``. There are
+    two more exceptions, so that values stay of order 1, as the rule of tolerances wants them: where
     x has more features than there are units, weight_ih is smaller than torch's; and so are all
     weights of fewer than 8 units, where a recurrence of torch's scale may happen to expand.
     What x holds beyond the lengths is NaN: none of it may reach a result.
