@@ -105,9 +105,9 @@ struct Call {
   bool view_input(PyObject* object) {
     like = object;
     return view_plain(object, tensor, x) && x.device.type == dlpack::kCpu && x.dtype.lanes == 1 &&
-           ((x.dtype.code == dlpack::kFloat &&
-             (x.dtype.bits == 16 || x.dtype.bits == 32 || x.dtype.bits == 64)) ||
-            (x.dtype.code == dlpack::kBfloat && x.dtype.bits == 16));
+           ((x.dtype.code == dlpack::kFloat && (x.dtype.bits == 32 || x.dtype.bits == 64)) ||
+            ((x.dtype.code == dlpack::kFloat || x.dtype.code == dlpack::kBfloat) &&
+             x.dtype.bits == 16 && serves_16_bits()));
   }
 
   // (first, batch, width), (first, width) or (width), contiguous, of the input's kind.

@@ -26,10 +26,10 @@ T* pointer(Address address) {
 // The activations as the kernels use them, for tests of their accuracy.
 template <class T>
 void elementwise(const std::string& name, Address in, Address out, int64_t count) {
-  const Kernels<T>& table = kernels<T>();
-  const Elementwise<T> function = name == "exp"       ? table.exp
-                                  : name == "sigmoid" ? table.sigmoid
-                                  : name == "tanh"    ? table.tanh
+  const Kernels<T>* table = kernels<T>();
+  const Elementwise<T> function = name == "exp"       ? table->exp
+                                  : name == "sigmoid" ? table->sigmoid
+                                  : name == "tanh"    ? table->tanh
                                                       : nullptr;
   if (!function) throw py::value_error("name: expected exp, sigmoid or tanh, got " + name);
   function(pointer<const T>(in), pointer<T>(out), count);
@@ -74,6 +74,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("elementwise_float64", &elementwise<double>);
   m.def("targets", &targets, "CPU targets that were built and run here, best last.");
   m.def("active_target", [] { return active_target().name; });
+  m.def("serves_16_bits", &serves_16_bits,
+        "Whether the target in use has kernels for bfloat16 and float16.");
   m.def(
       "select_target",
       [](const std::string& name) { return select_target(name.c_str()) != nullptr; },

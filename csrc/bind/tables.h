@@ -11,22 +11,23 @@
 
 namespace fastrnn {
 
+// Null where the target in use has none for the type.
 template <class T>
-const Kernels<T>& kernels();
+const Kernels<T>* kernels();
 template <>
-inline const Kernels<float>& kernels<float>() {
+inline const Kernels<float>* kernels<float>() {
   return active_target().f32;
 }
 template <>
-inline const Kernels<double>& kernels<double>() {
+inline const Kernels<double>* kernels<double>() {
   return active_target().f64;
 }
 template <>
-inline const Kernels<bfloat16>& kernels<bfloat16>() {
+inline const Kernels<bfloat16>* kernels<bfloat16>() {
   return active_target().bf16;
 }
 template <>
-inline const Kernels<float16>& kernels<float16>() {
+inline const Kernels<float16>* kernels<float16>() {
   return active_target().f16;
 }
 
@@ -39,13 +40,20 @@ auto with_type_of(const View& view, const Function& function) {
   return function(float16());
 }
 
+// Whether the target in use has kernels for the 16-bit types: for both or for neither.
+inline bool serves_16_bits() { return active_target().bf16 != nullptr; }
+
 // A module of an older build may lack a cell that the Python package has.
 template <class T>
 const CellKernels<T>& kernels_of(int cell) {
   if (cell < 0 || cell >= kCellKinds)
     throw pybind11::index_error("cell: expected 0 to " + std::to_string(kCellKinds - 1) + ", got " +
                                 std::to_string(cell) + "; is the extension of this version?");
-  return kernels<T>().cells[cell];
+  const Kernels<T>* table = kernels<T>();
+  if (!table)
+    throw pybind11::type_error(std::string("fastrnn: no kernels of this dtype for ") +
+                               active_target().name);
+  return table->cells[cell];
 }
 
 inline void check_memory(bool done, const char* name) {

@@ -17,6 +17,9 @@
 #endif
 #endif
 
+// What a call does once: inlined, it would be compiled again for every cell.
+#define FASTRNN_ONCE __attribute__((noinline))
+
 #define FASTRNN_NAMESPACE_BEGIN \
   namespace fastrnn {           \
   inline namespace FASTRNN_TARGET {

@@ -34,7 +34,7 @@ struct BackwardShared {
   C* zero_state = nullptr;      // (H)
   RowValues<T> values;
 
-  void set_up(const Backward<T>& p, int direction, Arena& arena) {
+  FASTRNN_ONCE void set_up(const Backward<T>& p, int direction, Arena& arena) {
     const int64_t H = p.hidden, R = p.output;
     const Weights<T>& w = p.weights[direction];
     const int64_t width = Cell::kSaved * H;
@@ -74,7 +74,7 @@ struct BackwardPointers {
   const C **c_prev, **carry_in, **dc_in;
   int64_t* row;  // row index of each own batch row at the step
 
-  BackwardPointers(int64_t batch, Arena& arena)
+  FASTRNN_ONCE BackwardPointers(int64_t batch, Arena& arena)
       : a(arena.take<const T*>(batch)),
         saved(arena.take<const T*>(batch)),
         h_prev(arena.take<const T*>(batch)),

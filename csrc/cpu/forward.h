@@ -49,7 +49,7 @@ struct ForwardShared {
   T* zeros = nullptr;           // (max(H, R))
   C* zero_state = nullptr;      // (H)
 
-  void set_up(const Forward<T>& p, int direction, int64_t chunk_steps, bool pack, Arena& arena) {
+  FASTRNN_ONCE void set_up(const Forward<T>& p, int direction, int64_t chunk_steps, bool pack, Arena& arena) {
     const int64_t H = p.hidden, R = p.output, I = p.input;
     const Weights<T>& w = p.weights[direction];
     input.shape = {H, I};
@@ -94,7 +94,7 @@ struct ForwardPointers {
   T **mid, **saved, **h;
   C **gates, **c;
 
-  ForwardPointers(int64_t batch, int64_t chunk_rows, Arena& arena)
+  FASTRNN_ONCE ForwardPointers(int64_t batch, int64_t chunk_rows, Arena& arena)
       : x(arena.take<const T*>(chunk_rows)),
         x_gates(arena.take<C*>(chunk_rows)),
         h_prev(arena.take<const T*>(batch)),

@@ -25,7 +25,7 @@ struct ValidRows {
   const int64_t* index = nullptr;  // null: all rows
   RowSource<T> x;
 
-  ValidRows(const Backward<T>& p, const Timeline& timeline, Arena& arena) : count(p.rows) {
+  FASTRNN_ONCE ValidRows(const Backward<T>& p, const Timeline& timeline, Arena& arena) : count(p.rows) {
     const bool equally_spaced = p.batch_sizes || p.batch == 1 || p.x_step == p.batch * p.x_row;
     int64_t* row = p.lengths ? arena.take<int64_t>(p.rows) : nullptr;
     int64_t* offset = p.lengths || !equally_spaced ? arena.take<int64_t>(p.rows) : nullptr;
@@ -99,7 +99,6 @@ void input_gradient(const Backward<T>& p, const Timeline& timeline, const ValidR
   constexpr int kLast = Cell::kGates - 1;
   const int64_t H = p.hidden, I = p.input;
   const Range own(rows.count, rank, size);
-  const auto out = [&](int64_t n) { return p.grad_x + (rows.index ? rows.index[n] : n) * I; };
   // Gates of which the slots are neighbours go together.
   constexpr bool kOwnSlot = Cell::kSlot[kLast] != kLast;
   constexpr int kTogether = kOwnSlot ? kLast : Cell::kGates;
@@ -111,7 +110,7 @@ void input_gradient(const Backward<T>& p, const Timeline& timeline, const ValidR
     terms[count++] = {da, 0, w_ih, kTogether * H};
     if (kOwnSlot) terms[count++] = {da, Cell::kSlot[kLast] * H, w_ih + kTogether * H * I, H};
   }
-  products.through(terms, count, own.begin, own.end, I, out);
+  products.through(terms, count, own.begin, own.end, I, {p.grad_x, I, rows.index});
   if (!p.lengths) return;
   const Range steps(p.steps, rank, size);
   for (int64_t t = steps.begin; t < steps.end; ++t)

@@ -1,5 +1,4 @@
 #define FASTRNN_TARGET avx512
 #define FASTRNN_VECTOR_BYTES 64
 #define FASTRNN_WIDE_TYPES
-#define FASTRNN_BFLOAT16
 #include "target.inl"

@@ -24,13 +24,14 @@ struct Kernels {
   Elementwise<T> exp = nullptr, sigmoid = nullptr, tanh = nullptr;
 };
 
-// The kernels a processor uses. For some types they may be those of a lesser one.
+// The kernels a processor uses; for some types they are those of a lesser one. None for the 16-bit
+// types where conversion would be many instructions.
 struct Target {
   const char* name;
-  const Kernels<float>& f32;
-  const Kernels<double>& f64;
-  const Kernels<bfloat16>& bf16;
-  const Kernels<float16>& f16;
+  const Kernels<float>* f32;
+  const Kernels<double>* f64;
+  const Kernels<bfloat16>* bf16 = nullptr;
+  const Kernels<float16>* f16 = nullptr;
 };
 constexpr int kTargets = 4;
 

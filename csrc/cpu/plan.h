@@ -42,7 +42,7 @@ struct Work {
 };
 
 template <class T>
-inline Plan make_plan(const Sizes& sizes, const Work& work, int threads) {
+FASTRNN_ONCE Plan make_plan(const Sizes& sizes, const Work& work, int threads) {
   const double flops = Machine::kFlops * 4 / sizeof(T);
   const double bytes = double(work.recurrent) * sizeof(T);
   const double rows = sizes.steps > 0 ? double(sizes.rows) / sizes.steps : 0;

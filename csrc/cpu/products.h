@@ -25,6 +25,15 @@ struct RowSource {
 
   FASTRNN_FN const T* row(int64_t n) const { return base + stride * (index ? index[n] : n); }
 };
+// The same for rows that are written.
+template <class T>
+struct RowTarget {
+  T* base = nullptr;
+  int64_t stride = 0;
+  const int64_t* index = nullptr;
+
+  FASTRNN_FN T* row(int64_t n) const { return base + stride * (index ? index[n] : n); }
+};
 
 // Blocks of the loops over m and k: a's block of 240 x 640 float32 values and a panel of b fill
 // three quarters of a second-level cache of 1 MiB. Every block of k reads and writes all of out.
@@ -52,7 +61,7 @@ class Products {
  public:
   // For products with da of so many rows and columns. widest: columns of the widest results, those
   // of the two factors of `outer` counted together.
-  Products(int64_t rows, int64_t columns, int64_t widest, Arena& arena)
+  FASTRNN_ONCE Products(int64_t rows, int64_t columns, int64_t widest, Arena& arena)
       : height_(within(columns, kBlockRows)),
         depth_(within(rows > columns ? rows : columns, kBlockDepth)),
         columns_(arena.take<T>(height_ * depth_)),
@@ -112,11 +121,10 @@ class Products {
     }
   }
 
-  // out(n) = sum over the terms, and over k < depth of each, of a[n][column + k] * matrix[k], for
+  // out[n] = sum over the terms, and over k < depth of each, of a[n][column + k] * matrix[k], for
   // the rows [begin, end).
-  template <class Out>
   void through(const Term* terms, int count, int64_t begin, int64_t end, int64_t width,
-               const Out& out) {
+               const RowTarget<T>& out) {
     for (int64_t i = begin; i < end; i += kBlockRows) {
       const int64_t rows = end - i < kBlockRows ? end - i : kBlockRows;
       bool accumulate = false;
@@ -128,14 +136,14 @@ class Products {
           multiply_block(
               weights, k, n, width, rows, rows >= kPackedRows, accumulate,
               [&](int64_t m) { return term->a.row(i + m) + term->column + k; },
-              [&](int64_t m) { return summed(results_ + m * width, out(i + m)); });
+              [&](int64_t m) { return summed(results_ + m * width, out.row(i + m)); });
         }
       }
       for (int64_t m = 0; m < rows; ++m) {
         if (!accumulate) {
-          memset(out(i + m), 0, width * sizeof(T));
+          memset(out.row(i + m), 0, width * sizeof(T));
         } else if (kNarrow<T>) {
-          round(results_ + m * width, out(i + m), width);
+          round(results_ + m * width, out.row(i + m), width);
         }
       }
     }

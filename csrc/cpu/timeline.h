@@ -9,7 +9,7 @@ FASTRNN_NAMESPACE_BEGIN
 // Batch rows in order of decreasing length, so that the rows alive at a step are the first ones.
 class Timeline {
  public:
-  Timeline(const Sizes& sizes, Arena& arena) : sizes_(sizes) {
+  FASTRNN_ONCE Timeline(const Sizes& sizes, Arena& arena) : sizes_(sizes) {
     const int64_t T = sizes.steps, B = sizes.batch;
     if (sizes.lengths || sizes.batch_sizes) {
       alive_ = arena.take<int64_t>(T);
