@@ -47,6 +47,7 @@ struct Forward : Sizes {
   const T* h0 = nullptr;  // (D, B, R) or null
   const T* c0 = nullptr;  // (D, B, H) or null
   Weights<T> weights[2];
+  const T* packed[2] = {};   // the weights as pack_weights left them, or null: packed if it pays
   T* y = nullptr;            // (rows, D*R)
   T* h_n = nullptr;          // (D, B, R)
   T* c_n = nullptr;          // (D, B, H)
