@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "prepacked.h"
 #include "tables.h"
 
 namespace py = pybind11;
@@ -24,6 +25,7 @@ struct Names {
   PyObject* bias = PyUnicode_InternFromString("bias");
   PyObject* dropout = PyUnicode_InternFromString("dropout");
   PyObject* training = PyUnicode_InternFromString("training");
+  PyObject* prepacked = PyUnicode_InternFromString("_prepacked");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* transpose = PyUnicode_InternFromString("transpose");
   // Methods of torch's modules that an instance may replace, to check calls its own way.
@@ -61,8 +63,7 @@ bool flag(PyObject* dict, PyObject* name, bool& out) {
 }
 
 bool same_kind(const View& a, const View& b) {
-  return a.device.type == b.device.type && a.dtype.code == b.dtype.code &&
-         a.dtype.bits == b.dtype.bits && a.dtype.lanes == b.dtype.lanes;
+  return a.device.type == b.device.type && a.dtype == b.dtype;
 }
 
 // Sizes and tensors of one call, filled in step by step; each step returns false to decline.
@@ -92,6 +93,7 @@ struct Call {
   // The weights' tensors, all held before torch is asked anything: its methods release the GIL, and
   // so does the kernel, and another thread may give the module other weights meanwhile.
   std::vector<py::object> kept;
+  std::shared_ptr<const Panels> panels;  // packed weights, if they stay from call to call
 
   // A tensor of exactly that type, with the values that its memory holds.
   bool view_plain(PyObject* object, PyTypeObject* type, View& out) const {
@@ -141,10 +143,39 @@ struct Call {
     return true;
   }
 
+  // Sizes and weights of a layer.
   template <class T>
-  Weights<T> weights_of(int64_t layer, int direction) const {
-    const void* const* w = weights.data() + (layer * directions + direction) * 5;
-    return {(const T*)w[0], (const T*)w[1], (const T*)w[2], (const T*)w[3], (const T*)w[4]};
+  Forward<T> layer_arguments(int64_t layer) const {
+    Forward<T> a;
+    a.steps = steps, a.batch = batch, a.rows = steps * batch, a.directions = directions;
+    a.input = layer ? directions * output : input, a.hidden = hidden, a.output = output;
+    for (int d = 0; d < directions; ++d) {
+      const int64_t index = layer * directions + d;
+      const void* const* w = weights.data() + index * 5;
+      a.weights[d] = {(const T*)w[0], (const T*)w[1], (const T*)w[2], (const T*)w[3],
+                      (const T*)w[4]};
+      if (panels) a.packed[d] = (const Compute<T>*)panels->blocks[index].get();
+    }
+    return a;
+  }
+
+  // Finds or packs the panels of a module that keeps them.
+  template <class T>
+  void keep_packed(Prepacked& prepacked, int cell) {
+    const auto pack = [&](int64_t i, void* out) {
+      const Forward<T> a = layer_arguments<T>(i / directions);
+      return kernels_of<T>(cell).pack_weights(a, int(i % directions), (Compute<T>*)out);
+    };
+    panels =
+        prepacked.panels(&active_target(), cell, x.dtype, kept, weights, layers * directions, pack);
+    check_memory(panels != nullptr, "prepacked");
+  }
+  void keep_packed(PyObject* dict, int cell) {
+    PyObject* prepacked = PyDict_GetItem(dict, names().prepacked);
+    if (!prepacked) return;
+    const py::object held = py::reinterpret_borrow<py::object>(prepacked);
+    Prepacked& packed = held.cast<Prepacked&>();
+    with_type_of(x, [&](auto value) { keep_packed<decltype(value)>(packed, cell); });
   }
 
   template <class T>
@@ -161,16 +192,13 @@ struct Call {
       py::gil_scoped_release release;
       const T* below = nullptr;
       for (int64_t layer = 0; layer < layers && done; ++layer) {
-        Forward<T> a;
-        a.steps = steps, a.batch = batch, a.rows = steps * batch, a.directions = directions;
-        a.input = layer ? directions * output : input, a.hidden = hidden, a.output = output;
+        Forward<T> a = layer_arguments<T>(layer);
         a.x = below, a.x_step = batch * a.input, a.x_row = a.input;
         if (layer == 0) a.x = (const T*)x.data, a.x_step = x_step, a.x_row = x_row;
         if (has_states) {
           a.h0 = (const T*)h0.data + layer * h_values;
           if (has_cell_state) a.c0 = (const T*)c0.data + layer * c_values;
         }
-        for (int d = 0; d < directions; ++d) a.weights[d] = weights_of<T>(layer, d);
         a.y = layer + 1 == layers ? (T*)y : buffer.get() + (layer % 2) * values;
         a.h_n = (T*)h_n + layer * h_values;
         if (has_cell_state) a.c_n = (T*)c_n + layer * c_values;
@@ -266,6 +294,7 @@ py::object Direct::sequence(py::handle dict, py::handle input, py::handle hx, in
       return py::none();
     }
   }
+  call.keep_packed(own, cell);
 
   void *y, *h_n, *c_n = nullptr;
   const int64_t width = call.directions * call.output;
@@ -317,6 +346,7 @@ py::object Direct::step(py::handle dict, py::handle input, py::handle hx, int ce
     return py::none();
   }
   call.weights.push_back(nullptr);
+  call.keep_packed(own, cell);
 
   void *h, *c = nullptr;
   const auto make_state = [&](void** data) {
@@ -324,8 +354,9 @@ py::object Direct::step(py::handle dict, py::handle input, py::handle hx, int ce
   };
   py::object result = make_state(&h);
   if (has_cell_state) result = py::make_tuple(result, make_state(&c));
-  std::vector<double> y(call.batch * call.hidden);  // the output of the step, which is h again
-  call.run(cell, threads, y.data(), h, c);
+  // The output of the step, which is h again.
+  const std::unique_ptr<double[]> y(new double[call.batch * call.hidden]);
+  call.run(cell, threads, y.get(), h, c);
   return result;
 }
 

@@ -9,6 +9,7 @@
 
 #include "direct.h"
 #include "layers.h"
+#include "prepacked.h"
 #include "tables.h"
 
 namespace py = pybind11;
@@ -62,6 +63,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<py::handle, py::handle, py::handle>())
       .def("sequence", &Direct::sequence)
       .def("step", &Direct::step);
+  py::class_<Prepacked>(m, "Prepacked").def(py::init<>());
   m.attr("__version__") = FASTRNN_VERSION;
   m.attr("compiler") = __VERSION__;
   m.attr("openmp") = openmp();

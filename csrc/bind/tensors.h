@@ -19,6 +19,10 @@ struct Device {
 struct DataType {
   uint8_t code, bits;
   uint16_t lanes;
+
+  bool operator==(const DataType& other) const {
+    return code == other.code && bits == other.bits && lanes == other.lanes;
+  }
 };
 struct Tensor {
   void* data;

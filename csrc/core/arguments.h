@@ -48,6 +48,8 @@ struct Forward : Sizes {
   const T* h0 = nullptr;  // (D, B, R) or null
   const T* c0 = nullptr;  // (D, B, H) or null
   Weights<T> weights[2];
+  // The weights as pack_weights left them, or null: packed if it pays.
+  const Compute<T>* packed[2] = {};
   T* y = nullptr;                     // (rows, D*R)
   T* h_n = nullptr;                   // (D, B, R)
   T* c_n = nullptr;                   // (D, B, H)

@@ -37,7 +37,8 @@ const Target kAvx2 = {"avx2", &avx2::f32, &avx2::f64, &avx2::bf16, &avx2::f16};
 const Target kAvx512 = {"avx512", &avx512::f32, &avx512::f64, &avx2::bf16, &avx2::f16};
 #endif
 #if defined(FASTRNN_HAVE_AVX512BF16)
-const Target kAvx512Bf16 = {"avx512bf16", &avx512::f32, &avx512::f64, &avx512bf16::bf16, &avx2::f16};
+const Target kAvx512Bf16 = {"avx512bf16", &avx512::f32, &avx512::f64, &avx512bf16::bf16,
+                            &avx2::f16};
 #endif
 
 std::atomic<const Target*> active{nullptr};

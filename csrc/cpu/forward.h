@@ -49,7 +49,8 @@ struct ForwardShared {
   T* zeros = nullptr;           // (max(H, R))
   C* zero_state = nullptr;      // (H)
 
-  FASTRNN_ONCE void set_up(const Forward<T>& p, int direction, int64_t chunk_steps, bool pack, Arena& arena) {
+  // The weights, with room in `panels` for their packed form if there is an arena for it.
+  FASTRNN_ONCE void set_up_weights(const Forward<T>& p, int direction, Arena* panels) {
     const int64_t H = p.hidden, R = p.output, I = p.input;
     const Weights<T>& w = p.weights[direction];
     input.shape = {H, I};
@@ -60,26 +61,43 @@ struct ForwardShared {
     recurrent.matrix = {w.w_hh, H * R, R, 1};
     recurrent.bias = w.b_hh;
     recurrent.bias_gate = H;
-    if (pack) {
-      input.panels = arena.take<C>(input.shape.size());
-      recurrent.panels = arena.take<C>(recurrent.shape.size());
-    }
     if (Cell::kTwoStage) {
       candidate.shape = {H, H};
       candidate.matrix = {w.w_hh + 2 * H * H, 0, H, 1};
       candidate.bias = w.b_hh ? w.b_hh + 2 * H : nullptr;
-      if (pack) candidate.panels = arena.take<C>(candidate.shape.size());
     }
     if (w.w_hr) {
       projection.shape = {R, H};
       projection.matrix = {w.w_hr, 0, H, 1};
-      if (pack) projection.panels = arena.take<C>(projection.shape.size());
     }
-    if (Cell::kTwoStage || w.w_hr) mid = arena.take<T>(p.batch * H);
+    if (!panels) return;
+    for_each_operand(
+        [&](auto& operand) { operand.panels = panels->template take<C>(operand.shape.size()); });
+  }
+
+  FASTRNN_ONCE void set_up(const Forward<T>& p, int direction, int64_t chunk_steps, bool pack,
+                           Arena& arena) {
+    if (p.packed[direction]) {
+      Arena packed((char*)p.packed[direction]);
+      set_up_weights(p, direction, &packed);
+    } else {
+      set_up_weights(p, direction, pack ? &arena : nullptr);
+    }
+    const int64_t H = p.hidden, R = p.output;
+    if (Cell::kTwoStage || p.weights[direction].w_hr) mid = arena.take<T>(p.batch * H);
     chunk = arena.take<C>(chunk_steps * p.batch * Cell::kSaved * H);
     if (Cell::kCellState) state = arena.take<C>(p.batch * H);
     zeros = arena.take<T>(H > R ? H : R);
     if (Cell::kCellState) zero_state = arena.take<C>(H);
+  }
+
+  // The operands that this cell has.
+  template <class Function>
+  void for_each_operand(const Function& function) {
+    function(input);
+    function(recurrent);
+    if (Cell::kTwoStage) function(candidate);
+    if (projection.matrix.data) function(projection);
   }
 };
 
@@ -148,10 +166,12 @@ class ForwardPass {
 
  private:
   void pack() {
-    part_.pack(shared_.input, units_);
-    part_.pack(shared_.recurrent, units_);
-    if (Cell::kTwoStage) part_.pack(shared_.candidate, units_);
-    if (projected_) part_.pack(shared_.projection, outputs_);
+    if (!p_.packed[d_]) {
+      part_.pack(shared_.input, units_);
+      part_.pack(shared_.recurrent, units_);
+      if (Cell::kTwoStage) part_.pack(shared_.candidate, units_);
+      if (projected_) part_.pack(shared_.projection, outputs_);
+    }
     if (part_.team.rank == 0) {
       memset(shared_.zeros, 0, (H_ > R_ ? H_ : R_) * sizeof(T));
       if (Cell::kCellState) memset(shared_.zero_state, 0, H_ * sizeof(C));
@@ -377,6 +397,17 @@ class ForwardPass {
   const Range units_;    // own units
   const Range outputs_;  // own values of h: the units, or a share of the projection's
 };
+
+// Packs the weights of a direction, for calls with Forward::packed, and returns the bytes it takes;
+// with out null it only counts them. Of the arguments it reads weights and sizes.
+template <class Cell, class T>
+int64_t pack_weights(const Forward<T>& args, int direction, Compute<T>* out) {
+  ForwardShared<Cell, T> shared;
+  Arena arena((char*)out);
+  shared.set_up_weights(args, direction, &arena);
+  if (out) shared.for_each_operand([](auto& operand) { operand.pack(0, operand.shape.panels()); });
+  return arena.used();
+}
 
 // Returns false when there is no memory for the workspace.
 template <class Cell, class T>

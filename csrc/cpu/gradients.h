@@ -25,7 +25,8 @@ struct ValidRows {
   const int64_t* index = nullptr;  // null: all rows
   RowSource<T> x;
 
-  FASTRNN_ONCE ValidRows(const Backward<T>& p, const Timeline& timeline, Arena& arena) : count(p.rows) {
+  FASTRNN_ONCE ValidRows(const Backward<T>& p, const Timeline& timeline, Arena& arena)
+      : count(p.rows) {
     const bool equally_spaced = p.batch_sizes || p.batch == 1 || p.x_step == p.batch * p.x_row;
     int64_t* row = p.lengths ? arena.take<int64_t>(p.rows) : nullptr;
     int64_t* offset = p.lengths || !equally_spaced ? arena.take<int64_t>(p.rows) : nullptr;

@@ -12,6 +12,9 @@ struct CellKernels {
   // False when there is no memory for the workspace.
   bool (*forward)(const Forward<T>&, int threads);
   bool (*backward)(const Backward<T>&, int threads);
+  // The bytes of a direction's packed weights, which are written to out (64-byte aligned) unless it
+  // is null.
+  int64_t (*pack_weights)(const Forward<T>&, int direction, Compute<T>* out);
 };
 
 template <class T>

@@ -59,8 +59,8 @@ struct PanelShape {
 // data[g * gate + j * unit + k * input]. Either unit or input is 1.
 template <class T>
 struct MatrixView {
-  const T* data;
-  int64_t gate, unit, input;
+  const T* data = nullptr;
+  int64_t gate = 0, unit = 0, input = 0;
 };
 
 // The slots of n neighbouring units, given their weights for the first and, where a slot takes two,

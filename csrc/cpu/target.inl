@@ -8,7 +8,8 @@ FASTRNN_NAMESPACE_BEGIN
 
 template <class Cell, class T>
 constexpr CellKernels<T> cell_kernels() {
-  return {Cell::kSaved, Cell::kCellState, forward<Cell, T>, backward<Cell, T>};
+  return {Cell::kSaved, Cell::kCellState, forward<Cell, T>, backward<Cell, T>,
+          pack_weights<Cell, T>};
 }
 
 struct Exp {

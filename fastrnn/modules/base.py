@@ -40,6 +40,11 @@ def check_flag(name: str, value: object) -> bool:
     return value
 
 
+def without_prepacked(state: dict[str, Any]) -> dict[str, Any]:
+    """The ``__dict__`` of a module for its copies: packed weights (``prepacked``) stay behind."""
+    return {key: value for key, value in state.items() if key != "_prepacked"}
+
+
 _TORCH_METHODS = {
     getattr(module, name)
     for module in (nn.RNNBase, nn.LSTM)
@@ -233,6 +238,10 @@ class SequenceModule(nn.RNNBase):
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         return f"{extra}, recompute=True" if self.recompute else extra
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return without_prepacked(state)
 
     def flatten_parameters(self) -> None:
         """torch's own, for its fallback on GPUs; it does not know the modes torch lacks."""
