@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from fastrnn import functional, use_backend
+from fastrnn.backends.cpu import load
 from fastrnn.cells import CELLS
 
 #: Whether this install has compiled kernels. The one place that decides it: an install made with
@@ -34,8 +35,9 @@ NATIVE = importlib.util.find_spec("fastrnn._C") is not None
 #: Backends with kernels of their own; the oracles they are compared to are ``reference`` and torch.
 BACKENDS: tuple[str, ...] = ("cpu", "numba") if NATIVE else ("numba",)
 
-#: Instruction sets with kernels for this machine.
+#: Instruction sets with kernels for this machine, and those of them that have 16-bit dtypes.
 TARGETS: tuple[str, ...] = tuple(importlib.import_module("fastrnn._C").targets()) if NATIVE else ()
+STORAGE_TARGETS: tuple[str, ...] = tuple(name for name in TARGETS if name != "baseline")
 
 ALL_CELLS: tuple[str, ...] = tuple(CELLS)
 TORCH_CELLS: tuple[str, ...] = tuple(name for name in CELLS if CELLS[name].torch_name)
@@ -43,7 +45,9 @@ DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
 
 #: Dtypes of values only: the compiled kernels compute in float32. The oracle is the reference in
 #: float64, from the same rounded arguments.
-STORAGE_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16) if NATIVE else ()
+STORAGE_DTYPES: tuple[torch.dtype, ...] = ()
+if NATIVE and load()[0].serves_16_bits():
+    STORAGE_DTYPES = (torch.bfloat16, torch.float16)
 LAYOUTS: tuple[str, ...] = ("time_major", "batch_first", "unbatched", "packed", "packed_unsorted")
 
 #: One below, at and above the widths of SIMD registers and of blocks of them.

@@ -161,7 +161,7 @@ def test_16_bits_go_to_the_compiled_kernels(dtype: torch.dtype) -> None:
     """Where there are none, they are what other dtypes are."""
     for cell in ALL_CELLS:
         serving = "torch" if cell in cases.TORCH_CELLS else "reference"
-        expected = "cpu" if cases.NATIVE else serving
+        expected = "cpu" if cases.STORAGE_DTYPES else serving
         assert backends.select(problem(cell, dtype)).name == expected
 
 

@@ -149,8 +149,14 @@ def test_sampled(case: Case, backend: str) -> None:
 
 
 @pytest.mark.skipif(not cases.NATIVE, reason="a pure Python install has no compiled targets")
-@pytest.mark.parametrize("target", cases.TARGETS)
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "target"),
+    [
+        *itertools.product(cases.DTYPES, cases.TARGETS),
+        *itertools.product(cases.STORAGE_DTYPES, cases.STORAGE_TARGETS),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_targets(cell: str, dtype: torch.dtype, target: str) -> None:
     """The kernels of every instruction set that this machine has, at every width."""

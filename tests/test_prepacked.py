@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import cases
 import numpy
 import pytest
 import torch
@@ -76,7 +77,7 @@ def lstm() -> fastrnn.LSTM:
 
 
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", cases.DTYPES + cases.STORAGE_DTYPES, ids=str)
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (3, 2), (40, 9)])
 def test_same_numbers(name: str, dtype: torch.dtype, steps: int, batch: int) -> None:
     module = MODULES[name]().to(dtype)
@@ -94,6 +95,17 @@ def test_the_same_bits_where_a_call_packs_anyway() -> None:
     with fastrnn.prepacked(module):
         for ours, other in zip(call(module, steps=30, batch=20), expected, strict=True):
             assert torch.equal(ours, other)
+
+
+@pytest.mark.skipif(not cases.STORAGE_DTYPES, reason="no kernels of 16 bits here")
+def test_the_same_memory_as_another_dtype() -> None:
+    module = fastrnn.LSTM(5, 7, dtype=torch.bfloat16)
+    with fastrnn.prepacked(module):
+        call(module)
+        for parameter in module.parameters():
+            # Each value below 1 in bfloat16 is one below 2 in float16.
+            parameter.data = parameter.data.view(torch.float16)
+        assert_like_fresh(module)
 
 
 def optimizer_step(module: nn.Module) -> None:

@@ -134,11 +134,11 @@ def test_support(cell: str, served: list[str]) -> None:
         for options in sizes + _options(cell, like):
             assert served_by(cell, like, **options) == own
     halves = [torch.empty(0, dtype=dtype) for dtype in (torch.float16, torch.bfloat16)]
-    for like in halves if cases.NATIVE else ():
+    for like in halves if cases.STORAGE_DTYPES else ():
         for options in sizes + _options(cell, like):
             assert [served_by(cell, like, **options)] == in_16_bits
     others = [torch.empty(0, dtype=torch.complex64), torch.empty(0, device="meta")]
-    for like in others if cases.NATIVE else (*others, *halves):
+    for like in others if cases.STORAGE_DTYPES else (*others, *halves):
         for options in sizes:
             assert [served_by(cell, like, **options)] == elsewhere
         for options in _options(cell, like):

@@ -6,6 +6,9 @@ That results are right is the business of ``test_oracles.py``, whose tables have
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import cases
@@ -18,13 +21,13 @@ import fastrnn
 from fastrnn.autograd import layer
 from fastrnn.problem import LayerInputs, LayerOutputs, Problem
 
-if not cases.NATIVE:
-    pytest.skip("a pure Python install has no kernels of 16 bits", allow_module_level=True)
+if not cases.STORAGE_DTYPES:
+    pytest.skip("no kernels of 16 bits: pure Python, or no AVX2", allow_module_level=True)
 
 DTYPES = cases.STORAGE_DTYPES
 
 
-@pytest.fixture(params=cases.TARGETS)
+@pytest.fixture(params=cases.STORAGE_TARGETS)
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each CPU target in turn; the one in use is put back."""
     extension = importlib.import_module("fastrnn._C")
@@ -127,6 +130,54 @@ def test_what_kernels_make_is_what_is_allocated(
     assert kinds(made) == kinds(problem.allocate(inputs.x))
     if made.cell_states is not None:
         assert made.cell_states.dtype == (torch.float32 if dtype in DTYPES else dtype)
+
+
+PROGRAM = """
+import torch, fastrnn
+from fastrnn import _C
+for dtype in (torch.bfloat16, torch.float16):
+    ours, theirs = (nn.LSTM(3, 5, dtype=dtype) for nn in (fastrnn, torch.nn))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 2, 3, dtype=dtype)
+    assert torch.equal(ours(x)[0], theirs(x)[0])
+    with torch.no_grad():  # a direct call declines
+        assert torch.equal(ours(x)[0], theirs(x)[0])
+    print(fastrnn.explain(ours))
+    with fastrnn.use_backend("cpu"):
+        try:
+            ours(x)
+        except RuntimeError as error:
+            print(error)
+"""
+
+
+def test_the_baseline_has_none() -> None:
+    """torch serves there, and who insists on the kernels is told what they need."""
+    environment = os.environ | {"FASTRNN_ISA": "baseline"}
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    for dtype in DTYPES:
+        reason = f"{dtype} needs AVX2 kernels, not those for baseline"
+        assert f"lstm, {dtype}, cpu: served by 'torch'\n  cpu        cannot: {reason}" in run.stdout
+        assert f"backend 'cpu' cannot serve this call: {reason}" in run.stdout
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernels_themselves_refuse_what_their_target_lacks(dtype: torch.dtype) -> None:
+    """A choice may be older than the target: an error, not a crash."""
+    extension = importlib.import_module("fastrnn._C")
+    problem, inputs = lstm(dtype, kept=False, training=False)
+    backend = fastrnn.backends.get("cpu")
+    assert isinstance(backend, fastrnn.backends.FusedBackend)
+    before = extension.active_target()
+    assert extension.select_target("baseline")
+    try:
+        with pytest.raises(TypeError, match="no kernels of this dtype for baseline"):
+            backend.forward(problem, inputs)
+    finally:
+        assert extension.select_target(before)
 
 
 @pytest.mark.parametrize("grad", [True, False])
