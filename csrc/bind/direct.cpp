@@ -181,30 +181,25 @@ struct Call {
   template <class T>
   void run(int cell, int threads, void* y, void* h_n, void* c_n) const {
     const CellKernels<T>& table = kernels_of<T>(cell);
-    const int64_t values = steps * batch * directions * output;
     const int64_t h_values = directions * batch * output, c_values = directions * batch * hidden;
-    // Outputs between layers: two buffers in turn.
-    const int64_t between = layers > 1 ? values * (layers > 2 ? 2 : 1) : 0;
-    std::unique_ptr<T, decltype(&std::free)> buffer(
-        between ? (T*)std::malloc(between * sizeof(T)) : nullptr, std::free);
-    bool done = !between || buffer;
+    std::vector<Forward<T>> arguments;
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      Forward<T> a = layer_arguments<T>(layer);
+      if (has_states) {
+        a.h0 = (const T*)h0.data + layer * h_values;
+        if (has_cell_state) a.c0 = (const T*)c0.data + layer * c_values;
+      }
+      a.h_n = (T*)h_n + layer * h_values;
+      if (has_cell_state) a.c_n = (T*)c_n + layer * c_values;
+      arguments.push_back(a);
+    }
+    Forward<T>& first = arguments.front();
+    first.x = (const T*)x.data, first.x_step = x_step, first.x_row = x_row;
+    arguments.back().y = (T*)y;
+    bool done;
     {
       py::gil_scoped_release release;
-      const T* below = nullptr;
-      for (int64_t layer = 0; layer < layers && done; ++layer) {
-        Forward<T> a = layer_arguments<T>(layer);
-        a.x = below, a.x_step = batch * a.input, a.x_row = a.input;
-        if (layer == 0) a.x = (const T*)x.data, a.x_step = x_step, a.x_row = x_row;
-        if (has_states) {
-          a.h0 = (const T*)h0.data + layer * h_values;
-          if (has_cell_state) a.c0 = (const T*)c0.data + layer * c_values;
-        }
-        a.y = layer + 1 == layers ? (T*)y : buffer.get() + (layer % 2) * values;
-        a.h_n = (T*)h_n + layer * h_values;
-        if (has_cell_state) a.c_n = (T*)c_n + layer * c_values;
-        done = table.forward(a, usable_threads(threads));
-        below = a.y;
-      }
+      done = table.forward(arguments.data(), int(layers), usable_threads(threads));
     }
     check_memory(done, "forward");
   }

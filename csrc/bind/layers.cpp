@@ -124,7 +124,7 @@ py::tuple run_forward(const Tensors& tensors, int cell, int threads, py::handle 
   bool done;
   {
     py::gil_scoped_release release;
-    done = table.forward(a, usable_threads(threads));
+    done = table.forward(&a, 1, usable_threads(threads));
   }
   check_memory(done, "forward");
   return py::make_tuple(y, h_n, c_n, cell_states, reserve);

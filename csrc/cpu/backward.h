@@ -383,7 +383,7 @@ bool backward(const Backward<T>& args, int threads) {
   const int64_t H = args.hidden, R = args.output, I = args.input;
   const bool projected = args.weights[0].w_hr != nullptr;
   const int64_t recurrent = Cell::kGates * H * R;
-  const Work work = {recurrent, 1 + Cell::kTwoStage + projected,
+  const Work work = {recurrent, 1 + Cell::kTwoStage + projected, 4 * Pack<Compute<T>>::kWidth,
                      recurrent + 2 * Cell::kGates * H * I, true};
   const Plan plan = make_plan<T>(args, work, threads);
 

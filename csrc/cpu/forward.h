@@ -153,13 +153,16 @@ class ForwardPass {
         units_(part.units(H_, Shape::kBlockVectors * kWidth)),
         outputs_(projected_ ? part.units(R_, 4 * kWidth) : units_) {}
 
-  void run() {
+  // below: of the layer that computes x at the same time, or null. own: of this layer, or null.
+  void run(const Progress* below, Progress* own) {
     pack();
     start_states();
     for (int64_t s0 = 0; s0 < p_.steps; s0 += chunk_steps_) {
       const int64_t s1 = s0 + chunk_steps_ < p_.steps ? s0 + chunk_steps_ : p_.steps;
+      if (below) below->wait_for(s1);
       multiply_input(s0, s1);
       for (int64_t s = s0; s < s1; ++s) step(s, s0);
+      if (own) own->publish(s1);
     }
     finish();
   }
@@ -409,61 +412,99 @@ int64_t pack_weights(const Forward<T>& args, int direction, Compute<T>* out) {
   return arena.used();
 }
 
+// A layer: the memory of its forward, and what each thread does of it.
+template <class Cell, class T>
+class ForwardLayer {
+ public:
+  FASTRNN_ONCE static Plan plan(const Forward<T>& args, int threads) {
+    const int64_t H = args.hidden, R = args.output;
+    const Work work = {Cell::kGates * H * R,
+                       1 + Cell::kTwoStage + (args.weights[0].w_hr != nullptr),
+                       StageShape<Cell>::kBlockVectors * Pack<Compute<T>>::kWidth,
+                       Cell::kGates * H * args.input, false};
+    return make_plan<T>(args, work, threads);
+  }
+
+  // Returns false when there is no memory for the workspace. most_steps: of a chunk.
+  FASTRNN_ONCE bool set_up(const Forward<T>& args, const Plan& plan, int64_t most_steps) {
+    args_ = &args;
+    split_ = plan.split;
+    chunk_steps_ = steps_of_chunk(args);
+    if (chunk_steps_ > most_steps) chunk_steps_ = most_steps;
+    const int64_t H = args.hidden, R = args.output;
+    const bool pack = packing_pays(args.rows, R > args.input ? R : args.input);
+    const auto prepare = [&](Arena& arena) {
+      for (int d = 0; d < args.directions; ++d)
+        shared_[d].set_up(args, d, chunk_steps_, pack, arena);
+    };
+    Arena measured(nullptr);
+    Timeline(args, measured);
+    prepare(measured);
+    common_ = measured.used();
+    ForwardPointers<T>(args.batch, chunk_steps_ * args.batch, measured);
+    per_thread_ = measured.used() - common_;
+    workspace_.allocate(common_ + per_thread_ * plan.threads);
+    if (!workspace_.data()) return false;
+
+    const int64_t rows = args.rows * args.directions;
+    prefer_huge_pages(args.y, rows * R * int64_t(sizeof(T)));
+    if (args.cell_states)
+      prefer_huge_pages(args.cell_states, rows * H * int64_t(sizeof(Compute<T>)));
+    if (args.reserve) prefer_huge_pages(args.reserve, rows * width() * int64_t(sizeof(T)));
+
+    Arena arena(workspace_.data());
+    timeline_ = Timeline(args, arena);
+    prepare(arena);
+    return true;
+  }
+
+  // The part of a thread of the region that set_up's plan is for.
+  void run(int rank, int size, const Progress* below = nullptr, Progress* own = nullptr) {
+    Arena arena(workspace_.data() + common_ + per_thread_ * rank);
+    const ForwardPointers<T> pointers(args_->batch, chunk_steps_ * args_->batch, arena);
+    const Assignment job = assign(args_->directions, rank, size, barriers_);
+    for (int d = job.first_direction; d <= job.last_direction; ++d)
+      ForwardPass<Cell, T>(*args_, d, timeline_, shared_[d], pointers, Part{split_, job.team},
+                           chunk_steps_)
+          .run(below, own);
+  }
+
+ private:
+  int64_t width() const {
+    return Cell::kSaved * args_->hidden + (args_->weights[0].w_hr ? args_->output : 0);
+  }
+
+  // A chunk's gates should still be in the cache when the steps come to them; but a chunk reads all
+  // weights of the input, so it should not be much smaller than those.
+  static int64_t steps_of_chunk(const Forward<T>& args) {
+    constexpr int64_t kLeast = 512 << 10, kMost = 4 << 20;
+    const int64_t weight_bytes = Cell::kGates * args.hidden * args.input * int64_t(sizeof(T));
+    const int64_t bytes = weight_bytes < kLeast  ? kLeast
+                          : weight_bytes > kMost ? kMost
+                                                 : weight_bytes;
+    const int64_t step_bytes =
+        args.batch * Cell::kSaved * args.hidden * int64_t(sizeof(Compute<T>));
+    const int64_t steps = bytes / (step_bytes > 0 ? step_bytes : 1);
+    return steps < 1 ? 1 : steps > args.steps ? args.steps : steps;
+  }
+
+  const Forward<T>* args_ = nullptr;
+  Split split_ = Split::rows;
+  int64_t chunk_steps_ = 0, common_ = 0, per_thread_ = 0;
+  Workspace workspace_;
+  Timeline timeline_;
+  ForwardShared<Cell, T> shared_[2];
+  Barrier barriers_[2];
+};
+
 // Returns false when there is no memory for the workspace.
 template <class Cell, class T>
 bool forward(const Forward<T>& args, int threads) {
-  const int64_t H = args.hidden, R = args.output, width = Cell::kSaved * H;
-  const bool projected = args.weights[0].w_hr != nullptr;
-  const Work work = {Cell::kGates * H * R, 1 + Cell::kTwoStage + projected,
-                     Cell::kGates * H * args.input, false};
-  const Plan plan = make_plan<T>(args, work, threads);
-  // A chunk's gates should still be in the cache when the steps come to them; but a chunk reads all
-  // weights of the input, so it should not be much smaller than those.
-  constexpr int64_t kLeast = 512 << 10, kMost = 4 << 20;
-  const int64_t weight_bytes = Cell::kGates * H * args.input * int64_t(sizeof(T));
-  const int64_t chunk_bytes = weight_bytes < kLeast  ? kLeast
-                              : weight_bytes > kMost ? kMost
-                                                     : weight_bytes;
-  const int64_t step_bytes = args.batch * width * int64_t(sizeof(Compute<T>));
-  int64_t chunk_steps = chunk_bytes / (step_bytes > 0 ? step_bytes : 1);
-  if (chunk_steps < 1) chunk_steps = 1;
-  if (chunk_steps > args.steps) chunk_steps = args.steps;
-  const bool pack = packing_pays(args.rows, R > args.input ? R : args.input);
-
-  const auto prepare = [&](Arena& arena, ForwardShared<Cell, T>* shared) {
-    for (int d = 0; d < args.directions; ++d) shared[d].set_up(args, d, chunk_steps, pack, arena);
-    return arena.used();
-  };
-  const int64_t chunk_rows = chunk_steps * args.batch;
-  ForwardShared<Cell, T> shared[2];
-  Arena measured(nullptr);
-  Timeline(args, measured);
-  const int64_t common = prepare(measured, shared);
-  ForwardPointers<T>(args.batch, chunk_rows, measured);
-  const int64_t per_thread = measured.used() - common;
-
-  const Workspace workspace(common + per_thread * plan.threads);
-  if (!workspace.data()) return false;
-  const int64_t rows = args.rows * args.directions;
-  prefer_huge_pages(args.y, rows * R * sizeof(T));
-  if (args.cell_states) prefer_huge_pages(args.cell_states, rows * H * sizeof(Compute<T>));
-  if (args.reserve) prefer_huge_pages(args.reserve, rows * width * sizeof(T));
-
-  Arena arena(workspace.data());
-  const Timeline timeline(args, arena);
-  prepare(arena, shared);
-  Barrier barriers[2];
+  const Plan plan = ForwardLayer<Cell, T>::plan(args, threads);
+  ForwardLayer<Cell, T> layer;
+  if (!layer.set_up(args, plan, args.steps)) return false;
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
-  {
-    const int rank = thread_rank(), size = team_size();
-    Arena own(workspace.data() + common + per_thread * rank);
-    const ForwardPointers<T> pointers(args.batch, chunk_rows, own);
-    const Assignment job = assign(args.directions, rank, size, barriers);
-    for (int d = job.first_direction; d <= job.last_direction; ++d)
-      ForwardPass<Cell, T>(args, d, timeline, shared[d], pointers, Part{plan.split, job.team},
-                           chunk_steps)
-          .run();
-  }
+  layer.run(thread_rank(), team_size());
   return true;
 }
 

@@ -9,8 +9,9 @@ template <class T>
 struct CellKernels {
   int saved;  // values kept for backward per unit
   bool has_cell_state;
-  // False when there is no memory for the workspace.
-  bool (*forward)(const Forward<T>&, int threads);
+  // False when there is no memory for the workspace. Forward of a stack of layers, the lowest
+  // first, fills in x of all but the first and y of all but the last.
+  bool (*forward)(Forward<T>* layers, int count, int threads);
   bool (*backward)(const Backward<T>&, int threads);
   // The bytes of a direction's packed weights, which are written to out (64-byte aligned) unless it
   // is null.

@@ -36,7 +36,10 @@ constexpr int64_t kReused = 32 << 20;
 // A block that is freed with its scope; data is null when there is no memory.
 class Workspace {
  public:
-  explicit Workspace(int64_t bytes) {
+  Workspace() = default;
+  explicit Workspace(int64_t bytes) { allocate(bytes); }
+  void allocate(int64_t bytes) {
+    free(data_);
     const int64_t alignment = bytes > kReused ? kHugePage : 64;
     bytes = (bytes + alignment) / alignment * alignment;
     data_ = (char*)aligned_alloc(alignment, bytes);
@@ -48,7 +51,7 @@ class Workspace {
   char* data() const { return data_; }
 
  private:
-  char* data_;
+  char* data_ = nullptr;
 };
 
 // A bump allocator over one block of memory. With a null base it only measures.

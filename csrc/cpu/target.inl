@@ -1,14 +1,14 @@
 // The kernels of one target: included by isa_*.cpp with FASTRNN_TARGET and FASTRNN_VECTOR_BYTES
 // set and with the types that the target has kernels of its own for, compiled with its flags.
 #include "backward.h"
-#include "forward.h"
 #include "kernels.h"
+#include "stack.h"
 
 FASTRNN_NAMESPACE_BEGIN
 
 template <class Cell, class T>
 constexpr CellKernels<T> cell_kernels() {
-  return {Cell::kSaved, Cell::kCellState, forward<Cell, T>, backward<Cell, T>,
+  return {Cell::kSaved, Cell::kCellState, forward_stack<Cell, T>, backward<Cell, T>,
           pack_weights<Cell, T>};
 }
 

@@ -22,29 +22,43 @@ inline int thread_rank() { return 0; }
 inline int team_size() { return 1; }
 #endif
 
-// Sense by counting: each round adds `size` arrivals. Spins briefly, then gives its core away:
-// the thread waited for may need that very core.
+// Returns when the counter has come to the target. Spins briefly, then gives its core away: the
+// thread waited for may need that very core.
+inline void wait_until(const uint64_t& counter, uint64_t target) {
+  constexpr int kSpins = 2000;
+  int spins = 0;
+  while (__atomic_load_n(&counter, __ATOMIC_ACQUIRE) < target) {
+    if (++spins < kSpins) {
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+// Sense by counting: each round adds `size` arrivals.
 class Barrier {
  public:
   void wait(int size) {
     if (size == 1) return;
     const uint64_t ticket = __atomic_fetch_add(&arrived_, 1u, __ATOMIC_ACQ_REL);
-    const uint64_t target = (ticket / size + 1) * size;
-    int spins = 0;
-    while (__atomic_load_n(&arrived_, __ATOMIC_ACQUIRE) < target) {
-      if (++spins < kSpins) {
-#if defined(__x86_64__)
-        _mm_pause();
-#endif
-      } else {
-        sched_yield();
-      }
-    }
+    wait_until(arrived_, (ticket / size + 1) * size);
   }
 
  private:
-  static constexpr int kSpins = 2000;
   alignas(64) uint64_t arrived_ = 0;
+};
+
+// How many steps a layer has done, for the layer above that follows it on another thread.
+class Progress {
+ public:
+  void publish(int64_t steps) { __atomic_store_n(&steps_, uint64_t(steps), __ATOMIC_RELEASE); }
+  void wait_for(int64_t steps) const { wait_until(steps_, uint64_t(steps)); }
+
+ private:
+  alignas(64) uint64_t steps_ = 0;
 };
 
 // The threads that work on one direction.
