@@ -28,7 +28,7 @@ Forward<T> Call::layer_arguments(int64_t layer) const {
     const int64_t index = layer * directions_ + d;
     const void* const* w = weights_.data() + index * 5;
     a.weights[d] = {(const T*)w[0], (const T*)w[1], (const T*)w[2], (const T*)w[3], (const T*)w[4]};
-    if (panels_) a.packed[d] = (const Compute<T>*)panels_->blocks[index].get();
+    if (panels_) a.packed[d] = (const Compute<T>*)panels_->blocks[index]->data();
   }
   return a;
 }

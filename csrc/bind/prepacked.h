@@ -4,10 +4,10 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <vector>
 
+#include "../cpu/memory.h"
 #include "tensors.h"
 
 namespace fastrnn {
@@ -17,15 +17,13 @@ struct Target;
 // The packed weights of all layers and directions of a module, and what they were packed from. The
 // tensors are held, so that no other can take their place in memory unnoticed.
 struct Panels {
-  using Block = std::unique_ptr<void, decltype(&std::free)>;
-
   const Target* target;
   int cell;
   dlpack::DataType dtype;
   std::vector<pybind11::object> tensors;
   std::vector<const void*> data;
   std::vector<int64_t> versions;
-  std::vector<Block> blocks;  // one for each layer and direction
+  std::vector<std::unique_ptr<Block>> blocks;  // one for each layer and direction
 
   // Whether they are those of these tensors, as far as torch counts.
   bool fresh(const Target* active, int of_cell, dlpack::DataType of_dtype,
@@ -48,10 +46,9 @@ class Prepacked {
     if (last && last->fresh(target, cell, dtype, tensors, data)) return last;
     Panels now{target, cell, dtype, tensors, data, versions(tensors), {}};
     for (int64_t i = 0; i < count; ++i) {
-      void* block = std::aligned_alloc(64, pack(i, nullptr));
-      now.blocks.emplace_back(block, std::free);
-      if (!block) return nullptr;
-      pack(i, block);
+      now.blocks.push_back(std::make_unique<Block>(pack(i, nullptr)));
+      if (!now.blocks.back()->data()) return nullptr;
+      pack(i, now.blocks.back()->data());
     }
     return panels_ = std::make_shared<const Panels>(std::move(now));
   }
