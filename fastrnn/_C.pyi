@@ -35,6 +35,18 @@ class Direct:
         module_dict: dict[str, Any],
         input: object,
         hx: object,
+        lengths: object,
+        cell: int,
+        gates: int,
+        has_cell_state: bool,
+        threads: int,
+        /,
+    ) -> Any: ...
+    def packed(
+        self,
+        module_dict: dict[str, Any],
+        sequence: tuple[object, ...],
+        hx: object,
         cell: int,
         gates: int,
         has_cell_state: bool,

@@ -249,7 +249,7 @@ def test_a_module_with_nothing_to_pack_is_refused() -> None:
         fastrnn.prepacked(nn.LSTM(5, 7))
 
 
-def test_gradients_and_lengths_are_served_as_without(lstm: fastrnn.LSTM) -> None:
+def test_gradients_and_resets_are_served_as_without(lstm: fastrnn.LSTM) -> None:
     x = torch.randn(3, 2, 5)
     lstm.weight_hh_l0.data.add_(1)  # what a stale copy would not have
     other = copy.deepcopy(lstm)
@@ -258,8 +258,8 @@ def test_gradients_and_lengths_are_served_as_without(lstm: fastrnn.LSTM) -> None
     for ours, expected in zip(lstm.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours.grad, expected.grad)
     with torch.no_grad():
-        lengths = torch.tensor([3, 1])
-        assert torch.equal(lstm(x, lengths=lengths)[0], other(x, lengths=lengths)[0])
+        reset = torch.tensor([[False, False], [True, False], [False, True]])
+        assert torch.equal(lstm(x, reset=reset)[0], other(x, reset=reset)[0])
 
 
 def test_parameters_made_in_inference_mode_have_no_count() -> None:

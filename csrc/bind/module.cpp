@@ -62,6 +62,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Direct>(m, "Direct")
       .def(py::init<py::handle, py::handle, py::handle>())
       .def("sequence", &Direct::sequence)
+      .def("packed", &Direct::packed)
       .def("step", &Direct::step);
   py::class_<Prepacked>(m, "Prepacked").def(py::init<>());
   m.attr("__version__") = FASTRNN_VERSION;

@@ -37,8 +37,8 @@ void view_by_methods(py::handle tensor, View& out) {
   out.data = (void*)call_method(tensor.ptr(), name.data_ptr).cast<uintptr_t>();
   out.device.type = tensor.attr("is_cpu").cast<bool>() ? dlpack::kCpu : 0;
   out.dtype.lanes = 1;
-  out.dtype.code =
-      call_method(tensor.ptr(), name.is_floating_point).cast<bool>() ? dlpack::kFloat : 0;
+  out.dtype.code = call_method(tensor.ptr(), name.is_floating_point).cast<bool>() ? dlpack::kFloat
+                                                                                  : dlpack::kInt;
   out.dtype.bits = uint8_t(8 * call_method(tensor.ptr(), name.element_size).cast<int>());
   if (out.dtype.bits == 16 && out.dtype.code == dlpack::kFloat &&
       py::str(tensor.attr("dtype")).cast<std::string>() == "torch.bfloat16")

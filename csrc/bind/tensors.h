@@ -49,7 +49,7 @@ struct ExchangeApi {
 };
 
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kFloat = 2, kBfloat = 4;
+constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;
 
 }  // namespace dlpack
 

@@ -25,8 +25,8 @@ def prepacked(module: nn.Module) -> ExitStack:
     steps, ``load_state_dict``, in-place operations, another Parameter, ``Module.to``.
 
     Results may differ in their last bits from those without: sums are taken in another order where
-    a call would have read the weights as they lie. Calls with gradients, lengths, resets or a
-    PackedSequence are served as without. Packed weights take as much memory again as the weights.
+    a call would have read the weights as they lie. Calls with gradients, with ``reset`` or with
+    ``return_cell_states`` are served as without. Packed weights take as much memory again as the weights.
 
     Args:
         module: a recurrent module of fastrnn, or any module with some inside; all of them, as they

@@ -87,8 +87,8 @@ class SequenceModule(nn.RNNBase):
         lengths: Tensor | Sequence[int] | None,
         reset: Tensor | None,
     ) -> Any:
-        if lengths is None and reset is None:
-            result = self._run_directly(input, hx)
+        if reset is None:
+            result = self._run_directly(input, hx, lengths)
             if result is not None:
                 return result
         self._update_flat_weights()
@@ -126,13 +126,23 @@ class SequenceModule(nn.RNNBase):
         output, hidden, cell_states = self._layers(input, states, weights, lengths, reset)
         return (output, hidden, cell_states) if self.return_cell_states else (output, hidden)
 
-    def _run_directly(self, input: Tensor | PackedSequence, hx: Any) -> Any:
+    def _run_directly(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Tensor | Sequence[int] | None,
+    ) -> Any:
         """The result of a plain call that nothing but its caller looks at, or None."""
         direct = backends.direct()
         if direct is None or self.return_cell_states or not self._checks_as_torch:
             return None
         cell = _DIRECT_CELL_OF_MODE[self.mode]
-        return direct.sequence(self.__dict__, input, hx, *cell, num_threads())
+        if type(input) is not PackedSequence:
+            return direct.sequence(self.__dict__, input, hx, lengths, *cell, num_threads())
+        result = None
+        if lengths is None:
+            result = direct.packed(self.__dict__, input, hx, *cell, num_threads())
+        return result and (PackedSequence._make((result[0], *input[1:])), result[1])
 
     def _run_packed(
         self,
