@@ -155,7 +155,10 @@ CASES: tuple[Case, ...] = (
     *_rows(ALL, (INFERENCE,), (15, 1, 250, 200), prepacked=True),
     *_rows(ALL, (INFERENCE,), (60, 1, 512, 512), prepacked=True),
     *_rows(ALL, (INFERENCE,), (35, 3, 211, 211), prepacked=True),
-    # Double precision, for what is checked or solved with it; half of single, to save memory.
+    # Double precision, for what is checked or solved with it.
     *_rows(ALL, (TRAINING,), (50, 8, 128, 128), dtype=torch.float64),
+    # Half of single, to save memory and time: a batch, one step of one sequence, an odd size.
     *_rows(ALL, MODES, (50, 32, 256, 256), dtype=torch.bfloat16),
+    *_rows(GATED, (INFERENCE,), (1, 1, 256, 256), dtype=torch.bfloat16),
+    *_rows(("lstm",), MODES, (20, 20, 300, 300), dtype=torch.bfloat16),
 )

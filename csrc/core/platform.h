@@ -17,8 +17,13 @@
 #endif
 #endif
 
-// What a call does once: inlined, it would be compiled again for every cell.
+// What a call does once: inlined, or cloned for one of its callers, it would be compiled again for
+// each.
+#if defined(__clang__)
 #define FASTRNN_ONCE __attribute__((noinline))
+#else
+#define FASTRNN_ONCE __attribute__((noinline, noclone))
+#endif
 
 #define FASTRNN_NAMESPACE_BEGIN \
   namespace fastrnn {           \

@@ -459,7 +459,8 @@ class ForwardLayer {
   }
 
   // The part of a thread of the region that set_up's plan is for.
-  void run(int rank, int size, const Progress* below = nullptr, Progress* own = nullptr) {
+  FASTRNN_ONCE void run(int rank, int size, const Progress* below = nullptr,
+                        Progress* own = nullptr) {
     Arena arena(workspace_.data() + common_ + per_thread_ * rank);
     const ForwardPointers<T> pointers(args_->batch, chunk_steps_ * args_->batch, arena);
     const Assignment job = assign(args_->directions, rank, size, barriers_);
