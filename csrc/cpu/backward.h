@@ -277,11 +277,8 @@ class BackwardPass {
       return;
     }
     for_each_tile(op, Part::panels(op, own), a, rows,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
-                    for (int m = 0; m < count; ++m)
-                      for (int u = 0; u < vectors; ++u, tile += kWidth)
-                        function(row + m, op.shape.first_unit(panel) + u * kWidth,
-                                 op.shape.valid(panel, u), V::load(tile));
+                  [&](int64_t i, int64_t j, int n, const Results<C>& product) {
+                    function(i, j, n, product[0]);
                   });
   }
 

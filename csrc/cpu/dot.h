@@ -65,12 +65,12 @@ void dot_kernel(const T* const* a, const T* matrix, int64_t row, int valid, int6
   const V start = bias ? V::load(bias, valid) : zero<V>();
   for (int m = 0; m < M; ++m) {
     add_lanes<kWidth, 1>(sums[m]);
-    (start + sums[m][0]).store(out + m * out_row);
+    (start + sums[m][0]).store(out + m * out_row, valid);
   }
 }
 
-// out[m][v] = bias[v] + sum over k of a[m][k] * matrix[v * row + k], for `valid` rows v; the other
-// lanes of a register of out hold nothing of use. Any number of inputs.
+// out[m][v] = bias[v] + sum over k of a[m][k] * matrix[v * row + k], for `valid` rows v, a register
+// of them at most. Any number of inputs.
 template <class T>
 void dot_products(int inputs, const T* const* a, const T* matrix, int64_t row, int valid,
                   int64_t depth, const T* bias, Compute<T>* out, int64_t out_row) {

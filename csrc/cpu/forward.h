@@ -229,16 +229,11 @@ class ForwardPass {
         at_.x_gates[n] = gates_row(s, s0, i);
       }
     }
-    const auto& op = shared_.input;
-    for_each_tile(op, Part::panels(op, units_), at_.x, n,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
-                    for (int m = 0; m < count; ++m)
-                      for (int u = 0; u < vectors; ++u, tile += kG * kWidth)
-                        for (int g = 0; g < kG; ++g)
-                          V::load(tile + g * kWidth)
-                              .store(at_.x_gates[row + m] + Cell::kSlot[g] * H_ +
-                                         op.shape.first_unit(panel) + u * kWidth,
-                                     op.shape.valid(panel, u));
+    for_each_tile(shared_.input, Part::panels(shared_.input, units_), at_.x, n,
+                  [&](int64_t i, int64_t j, int valid, const Results<C>& product) {
+                    C* gates = at_.x_gates[i] + j;
+                    for (int g = 0; g < kG; ++g)
+                      product[g].store(gates + Cell::kSlot[g] * H_, valid);
                   });
   }
 
@@ -277,88 +272,58 @@ class ForwardPass {
   void one_stage(int64_t alive) {
     const auto& op = shared_.recurrent;
     for_each_tile(op, Part::panels(op, units_), at_.h_prev, alive,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
-                    for (int m = 0; m < count; ++m) {
-                      const int64_t i = row + m;
-                      for (int u = 0; u < vectors; ++u, tile += kG * kWidth) {
-                        const int64_t j = op.shape.first_unit(panel) + u * kWidth;
-                        const int n = op.shape.valid(panel, u);
-                        V x[kG], r[kG], saved[kS], h, c;
-                        for (int g = 0; g < kG; ++g) {
-                          x[g] = V::load(at_.gates[i] + Cell::kSlot[g] * H_ + j, n);
-                          r[g] = V::load(tile + g * kWidth);
-                        }
-                        const V c_prev =
-                            Cell::kCellState ? V::load(at_.c_prev[i] + j, n) : zero<V>();
-                        const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : zero<V>();
-                        Cell::forward(x, r, h_prev, c_prev, saved, h, c);
-                        if (p_.reserve)
-                          for (int k = 0; k < kS; ++k) saved[k].store(at_.saved[i] + k * H_ + j, n);
-                        if (Cell::kCellState) c.store(at_.c[i] + j, n);
-                        h.store((projected_ ? at_.mid[i] : at_.h[i]) + j, n);
-                      }
+                  [&](int64_t i, int64_t j, int n, const Results<C>& product) {
+                    V x[kG], r[kG], saved[kS], h, c;
+                    for (int g = 0; g < kG; ++g) {
+                      x[g] = V::load(at_.gates[i] + Cell::kSlot[g] * H_ + j, n);
+                      r[g] = product[g];
                     }
+                    const V c_prev = Cell::kCellState ? V::load(at_.c_prev[i] + j, n) : zero<V>();
+                    const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : zero<V>();
+                    Cell::forward(x, r, h_prev, c_prev, saved, h, c);
+                    if (p_.reserve)
+                      for (int k = 0; k < kS; ++k) saved[k].store(at_.saved[i] + k * H_ + j, n);
+                    if (Cell::kCellState) c.store(at_.c[i] + j, n);
+                    h.store((projected_ ? at_.mid[i] : at_.h[i]) + j, n);
                   });
   }
 
   void first_stage(int64_t alive) {
     const auto& op = shared_.recurrent;
     for_each_tile(op, Part::panels(op, units_), at_.h_prev, alive,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
-                    for (int m = 0; m < count; ++m) {
-                      const int64_t i = row + m;
-                      for (int u = 0; u < vectors; ++u, tile += 2 * kWidth) {
-                        const int64_t j = op.shape.first_unit(panel) + u * kWidth;
-                        const int n = op.shape.valid(panel, u);
-                        C* gates = at_.gates[i] + j;
-                        const V x[2] = {V::load(gates, n), V::load(gates + H_, n)};
-                        const V r[2] = {V::load(tile), V::load(tile + kWidth)};
-                        V saved[2], mid;
-                        Cell::forward_gates(x, r, V::load(at_.h_prev[i] + j, n), saved, mid);
-                        saved[1].store(gates + H_, n);
-                        mid.store(at_.mid[i] + j, n);
-                        if (p_.reserve)
-                          for (int k = 0; k < 2; ++k) saved[k].store(at_.saved[i] + k * H_ + j, n);
-                      }
-                    }
+                  [&](int64_t i, int64_t j, int n, const Results<C>& product) {
+                    C* gates = at_.gates[i] + j;
+                    const V x[2] = {V::load(gates, n), V::load(gates + H_, n)};
+                    const V r[2] = {product[0], product[1]};
+                    V saved[2], mid;
+                    Cell::forward_gates(x, r, V::load(at_.h_prev[i] + j, n), saved, mid);
+                    saved[1].store(gates + H_, n);
+                    mid.store(at_.mid[i] + j, n);
+                    if (p_.reserve)
+                      for (int k = 0; k < 2; ++k) saved[k].store(at_.saved[i] + k * H_ + j, n);
                   });
   }
 
   void second_stage(int64_t alive) {
     const auto& op = shared_.candidate;
     for_each_tile(op, Part::panels(op, units_), at_.mid, alive,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
-                    for (int m = 0; m < count; ++m) {
-                      const int64_t i = row + m;
-                      for (int u = 0; u < vectors; ++u, tile += kWidth) {
-                        const int64_t j = op.shape.first_unit(panel) + u * kWidth;
-                        const int n = op.shape.valid(panel, u);
-                        const C* gates = at_.gates[i] + j;
-                        V candidate, h;
-                        Cell::forward_candidate(V::load(gates + 2 * H_, n), V::load(tile),
-                                                V::load(gates + H_, n),
-                                                V::load(at_.h_prev[i] + j, n), candidate, h);
-                        if (p_.reserve) candidate.store(at_.saved[i] + 2 * H_ + j, n);
-                        h.store(at_.h[i] + j, n);
-                      }
-                    }
+                  [&](int64_t i, int64_t j, int n, const Results<C>& product) {
+                    const C* gates = at_.gates[i] + j;
+                    V candidate, h;
+                    Cell::forward_candidate(V::load(gates + 2 * H_, n), product[0],
+                                            V::load(gates + H_, n), V::load(at_.h_prev[i] + j, n),
+                                            candidate, h);
+                    if (p_.reserve) candidate.store(at_.saved[i] + 2 * H_ + j, n);
+                    h.store(at_.h[i] + j, n);
                   });
   }
 
   void project(int64_t alive) {
     const auto& op = shared_.projection;
     for_each_tile(op, Part::panels(op, outputs_), at_.mid, alive,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const C* tile) {
-                    for (int m = 0; m < count; ++m) {
-                      const int64_t i = row + m;
-                      for (int u = 0; u < vectors; ++u, tile += kWidth) {
-                        const int64_t j = op.shape.first_unit(panel) + u * kWidth;
-                        const int n = op.shape.valid(panel, u);
-                        const V h = V::load(tile);
-                        h.store(at_.h[i] + j, n);
-                        if (p_.reserve) h.store(at_.saved[i] + kS * H_ + j, n);
-                      }
-                    }
+                  [&](int64_t i, int64_t j, int n, const Results<C>& product) {
+                    product[0].store(at_.h[i] + j, n);
+                    if (p_.reserve) product[0].store(at_.saved[i] + kS * H_ + j, n);
                   });
   }
 

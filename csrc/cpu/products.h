@@ -207,7 +207,7 @@ class Products {
     const Shape shape = {width, depth};
     for (int64_t panel = 0; panel < shape.panels(); ++panel) {
       const int vectors = shape.vectors(panel);
-      const int valid = shape.valid(panel, vectors - 1);
+      const int valid = int(shape.units_of(panel)) - (vectors - 1) * kWidth;  // of the last
       const int64_t column = shape.first_unit(panel);
       const C* weights = panel_;
       int64_t stride = vectors * kWidth;
