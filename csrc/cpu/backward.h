@@ -382,7 +382,7 @@ bool backward(const Backward<T>& args, int threads) {
   const int64_t recurrent = Cell::kGates * H * R;
   const Work work = {recurrent, 1 + Cell::kTwoStage + projected, 4 * Pack<Compute<T>>::kWidth,
                      recurrent + 2 * Cell::kGates * H * I, true};
-  const Plan plan = make_plan<T>(args, work, threads);
+  const Plan plan = make_plan<T>(args, work, Crowd::usable(threads));
 
   BackwardShared<Cell, T> shared[2];
   const auto prepare = [&](Arena& arena) {
@@ -412,23 +412,31 @@ bool backward(const Backward<T>& args, int threads) {
   prepare(arena);
   const RowValues<T> values[2] = {shared[0].values, shared[1].values};
   Barrier barriers[2], all;
+  Crowd crowd;
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
   {
     const int rank = thread_rank(), size = team_size();
     Arena own(workspace.data() + common + per_thread * rank);
     const BackwardPointers<T> pointers(args.batch, own);
     Products<T> products(args.rows, Cell::kSaved * H, widest, own);
-    const Assignment job = assign(args.directions, rank, size, barriers);
+    int64_t waited = 0;
+    const int64_t begin = size > 1 ? nanoseconds() : 0;
+    const Assignment job = assign(args.directions, rank, size, barriers, &waited);
     for (int d = job.first_direction; d <= job.last_direction; ++d) {
       BackwardPass<Cell, T>(args, d, timeline, shared[d], pointers, Part{plan.split, job.team})
           .run();
       weight_gradients<Cell>(args, d, rows, values[d], products, job.team);
     }
     if (args.grad_x) {
-      if (args.directions == 2) all.wait(size);
+      if (args.directions == 2) waited += all.wait(size);
       input_gradient<Cell>(args, timeline, rows, values, products, rank, size);
     }
+    if (size > 1) {
+      waited += all.wait(size);
+      crowd.report(nanoseconds() - begin, waited);
+    }
   }
+  crowd.conclude(plan.threads);
   return true;
 }
 

@@ -428,12 +428,19 @@ class ForwardLayer {
                         Progress* own = nullptr) {
     Arena arena(workspace_.data() + common_ + per_thread_ * rank);
     const ForwardPointers<T> pointers(args_->batch, chunk_steps_ * args_->batch, arena);
-    const Assignment job = assign(args_->directions, rank, size, barriers_);
+    int64_t waited = 0;
+    const int64_t begin = size > 1 ? nanoseconds() : 0;
+    const Assignment job = assign(args_->directions, rank, size, barriers_, &waited);
     for (int d = job.first_direction; d <= job.last_direction; ++d)
       ForwardPass<Cell, T>(*args_, d, timeline_, shared_[d], pointers, Part{split_, job.team},
                            chunk_steps_)
           .run(below, own);
+    if (size == 1) return;
+    waited += end_.wait(size);
+    crowd_.report(nanoseconds() - begin, waited);
   }
+
+  const Crowd& crowd() const { return crowd_; }
 
  private:
   int64_t width() const {
@@ -460,17 +467,19 @@ class ForwardLayer {
   Workspace workspace_;
   Timeline timeline_;
   ForwardShared<Cell, T> shared_[2];
-  Barrier barriers_[2];
+  Barrier barriers_[2], end_;
+  Crowd crowd_;
 };
 
 // Returns false when there is no memory for the workspace.
 template <class Cell, class T>
 bool forward(const Forward<T>& args, int threads) {
-  const Plan plan = ForwardLayer<Cell, T>::plan(args, threads);
+  const Plan plan = ForwardLayer<Cell, T>::plan(args, Crowd::usable(threads));
   ForwardLayer<Cell, T> layer;
   if (!layer.set_up(args, plan, args.steps)) return false;
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
   layer.run(thread_rank(), team_size());
+  layer.crowd().conclude(plan.threads);
   return true;
 }
 

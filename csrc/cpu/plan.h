@@ -103,11 +103,11 @@ struct Assignment {
   int first_direction, last_direction;  // inclusive
 };
 
-inline Assignment assign(int directions, int rank, int size, Barrier* barriers) {
-  if (directions == 1 || size == 1) return {{rank, size, &barriers[0]}, 0, directions - 1};
+inline Assignment assign(int directions, int rank, int size, Barrier* barriers, int64_t* waited) {
+  if (directions == 1 || size == 1) return {{rank, size, &barriers[0], waited}, 0, directions - 1};
   const int first = (size + 1) / 2;
-  if (rank < first) return {{rank, first, &barriers[0]}, 0, 0};
-  return {{rank - first, size - first, &barriers[1]}, 1, 1};
+  if (rank < first) return {{rank, first, &barriers[0], waited}, 0, 0};
+  return {{rank - first, size - first, &barriers[1], waited}, 1, 1};
 }
 
 FASTRNN_NAMESPACE_END
