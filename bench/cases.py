@@ -34,6 +34,7 @@ class Case:
     and the gradients of the input and of all parameters.
     ragged: PADDED, PACKED or LENGTHS; the lengths are drawn evenly from T/2 to T.
     one_step: the call is one of RNNCell, GRUCell or LSTMCell, with a state. T is 1.
+    prepacked: fastrnn's module keeps packed weights from call to call (``fastrnn.prepacked``).
     """
 
     cell: str
@@ -47,6 +48,7 @@ class Case:
     ragged: str = PADDED
     one_step: bool = False
     dtype: torch.dtype = torch.float32
+    prepacked: bool = False
 
     @property
     def name(self) -> str:
@@ -69,6 +71,8 @@ class Case:
             parts.append("cell")
         if self.dtype != torch.float32:
             parts.append(self.dtype_name)
+        if self.prepacked:
+            parts.append("prepacked")
         return "-".join(parts)
 
     @property
@@ -80,6 +84,8 @@ class Case:
         """What the case's ratio is averaged with: its mode, and what sets it apart."""
         if self.dtype != torch.float32:
             return f"{self.mode} {self.dtype_name}"
+        if self.prepacked:
+            return f"{self.mode} prepacked"
         return f"{self.mode} {self.ragged}".rstrip()
 
     @property
@@ -96,10 +102,13 @@ def _rows(
     ragged: str = PADDED,
     one_step: bool = False,
     dtype: torch.dtype = torch.float32,
+    prepacked: bool = False,
 ) -> Iterator[Case]:
     for cell in cells:
         for mode in modes:
-            yield Case(cell, mode, *sizes, layers, bidirectional, ragged, one_step, dtype)
+            yield Case(
+                cell, mode, *sizes, layers, bidirectional, ragged, one_step, dtype, prepacked
+            )
 
 
 CASES: tuple[Case, ...] = (
@@ -140,7 +149,16 @@ CASES: tuple[Case, ...] = (
     *_rows(GATED, MODES, (150, 16, 64, 64), bidirectional=True, ragged=PACKED),
     *_rows(ALL, MODES, (100, 32, 128, 128), ragged=PACKED),
     *_rows(ALL, MODES, (100, 32, 128, 128), ragged=LENGTHS),
-    # Double precision, for what is checked or solved with it; half of single, to save memory.
+    # Serving with weights that are promised not to change.
+    *_rows(ALL, (INFERENCE,), (1, 1, 200, 200), prepacked=True),
+    *_rows(ALL, (INFERENCE,), (1, 1, 512, 512), prepacked=True),
+    *_rows(ALL, (INFERENCE,), (15, 1, 250, 200), prepacked=True),
+    *_rows(ALL, (INFERENCE,), (60, 1, 512, 512), prepacked=True),
+    *_rows(ALL, (INFERENCE,), (35, 3, 211, 211), prepacked=True),
+    # Double precision, for what is checked or solved with it.
     *_rows(ALL, (TRAINING,), (50, 8, 128, 128), dtype=torch.float64),
+    # Half of single, to save memory and time: a batch, one step of one sequence, an odd size.
     *_rows(ALL, MODES, (50, 32, 256, 256), dtype=torch.bfloat16),
+    *_rows(GATED, (INFERENCE,), (1, 1, 256, 256), dtype=torch.bfloat16),
+    *_rows(("lstm",), MODES, (20, 20, 300, 300), dtype=torch.bfloat16),
 )

@@ -127,6 +127,8 @@ class Workload:
             theirs = make_module(nn, case)
         ours = make_module(fastrnn, case)
         ours.load_state_dict(theirs.state_dict())
+        if case.prepacked:
+            fastrnn.prepacked(ours)
         self.modules = {OURS: ours, THEIRS: theirs}
         self.inputs = make_inputs(case, generator)
         self.inputs.x.requires_grad_(self.training)
@@ -261,6 +263,8 @@ class Workload:
     def _results(self, implementation: str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Everything the case computes, by name; gradients flow from outputs and states alike."""
         module = copy.deepcopy(self.modules[implementation]).to(dtype)
+        if self.case.prepacked and implementation == OURS:
+            fastrnn.prepacked(module)  # copies are not
         with torch.inference_mode(not self.training):
             inputs = self.inputs.to(dtype, with_grad=self.training)
             computed = outputs(forward(implementation, module, inputs)(), self.case)

@@ -35,6 +35,18 @@ class Direct:
         module_dict: dict[str, Any],
         input: object,
         hx: object,
+        lengths: object,
+        cell: int,
+        gates: int,
+        has_cell_state: bool,
+        threads: int,
+        /,
+    ) -> Any: ...
+    def packed(
+        self,
+        module_dict: dict[str, Any],
+        sequence: tuple[object, ...],
+        hx: object,
         cell: int,
         gates: int,
         has_cell_state: bool,
@@ -53,6 +65,8 @@ class Direct:
         /,
     ) -> Any: ...
 
+class Prepacked: ...
+
 problem_fields: dict[str, int]
 
 def elementwise_float32(name: str, input: int, output: int, count: int, /) -> None: ...
@@ -61,4 +75,5 @@ elementwise_float64 = elementwise_float32
 
 def targets() -> list[str]: ...
 def active_target() -> str: ...
+def serves_16_bits() -> bool: ...
 def select_target(name: str, /) -> bool: ...

@@ -11,7 +11,7 @@ from ._env import set_up_logging as _set_up_logging
 from ._version import __version__
 from .backends import use_backend
 from .explanation import explain
-from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, prepacked
 
 _set_up_logging()
 
@@ -26,5 +26,6 @@ __all__ = [
     "backends",
     "explain",
     "functional",
+    "prepacked",
     "use_backend",
 ]

@@ -23,7 +23,7 @@ class Variable:
 
 VARIABLES: tuple[Variable, ...] = (
     Variable("FASTRNN_BACKEND", "", "serve every call from this backend, or raise"),
-    Variable("FASTRNN_ISA", "", "CPU kernels to use: baseline, avx2 or avx512"),
+    Variable("FASTRNN_ISA", "", "CPU kernels to use: baseline, avx2, avx512 or avx512bf16"),
     Variable(
         "FASTRNN_NUM_THREADS", "", "threads of the CPU kernels; default torch.get_num_threads()"
     ),

@@ -192,10 +192,9 @@ def _differentiable_backward(
         chosen.append(outputs.cell_states)
     everything = (alias.x, alias.h0, alias.c0, *alias.weights)
     sources = [t for t, need in zip(everything, needs, strict=True) if need and t is not None]
+    above = [grad.to(out.dtype) for grad, out in zip(grad_outputs, chosen, strict=True)]
     grads = iter(
-        torch.autograd.grad(
-            chosen, sources, list(grad_outputs), create_graph=create_graph, allow_unused=True
-        )
+        torch.autograd.grad(chosen, sources, above, create_graph=create_graph, allow_unused=True)
     )
     return [next(grads) if need else None for need in needs]
 
@@ -248,7 +247,10 @@ def layer(
     assert isinstance(backend, FusedBackend)
     traced = ops.sees_operators(inputs)
     if not needs_grad and not traced:
-        return backend.forward(problem, inputs)
+        outputs = backend.forward(problem, inputs)
+        if not problem.keep_cell_states:
+            return outputs
+        return outputs._replace(cell_states=_of_dtype(problem, outputs.cell_states))
     keep_cell_states = problem.keep_cell_states
     x, h0, c0, weights, lengths, batch_sizes, reset = inputs
     if needs_grad:
@@ -272,9 +274,14 @@ def layer(
         y,
         h_n,
         rest[0] if problem.cell.has_cell_state else None,
-        rest[1] if keep_cell_states else None,
+        _of_dtype(problem, rest[1]) if keep_cell_states else None,
         None,
     )
+
+
+def _of_dtype(problem: Problem, cell_states: Tensor | None) -> Tensor | None:
+    """Cell states as the caller gets them: kernels keep those of 16-bit layers in float32."""
+    return cell_states if cell_states is None else cell_states.to(problem.dtype)
 
 
 def _checkpointed(

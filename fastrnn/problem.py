@@ -45,7 +45,8 @@ class LayerOutputs(NamedTuple):
     """What a backend's forward returns; None for what the cell or the call does not have.
 
     y: ``(T, B, D*R)`` or ``(rows, D*R)``. h_n: ``(D, B, R)``. c_n: ``(D, B, H)``.
-    cell_states: ``(T, B, D*H)`` or ``(rows, D*H)``. reserve: ``(D, rows, S*H [+ R])``, see
+    cell_states: ``(T, B, D*H)`` or ``(rows, D*H)``, from kernels of ``Problem.state_dtype``.
+    reserve: ``(D, rows, S*H [+ R])``, see
     ``Cell.saved``; with a projection the projected h follows the saved values of each row.
     """
 
@@ -94,6 +95,12 @@ class Problem(NamedTuple):
         return 2 + 2 * self.bias + (self.output_size != self.hidden_size)
 
     @property
+    def state_dtype(self) -> torch.dtype:
+        """Of cell states between the steps: what sums up over time is not kept in 16 bits."""
+        narrow = self.dtype in (torch.bfloat16, torch.float16)
+        return torch.float32 if narrow else self.dtype
+
+    @property
     def reserve_width(self) -> int:
         """Floats kept for backward per row and direction, cell states apart."""
         width = len(self.cell.saved) * self.hidden_size
@@ -114,11 +121,14 @@ class Problem(NamedTuple):
         has_c = self.cell.has_cell_state
         new = like.new_empty
         wants_cell_states = has_c and (self.keep_cell_states or self.training)
+        states = None
+        if wants_cell_states:
+            states = new(self.sequence_shape(d * h), dtype=self.state_dtype)
         return LayerOutputs(
             y=new(self.sequence_shape(d * r)),
             h_n=new((d, self.batch, r)),
             c_n=new((d, self.batch, h)) if has_c else None,
-            cell_states=new(self.sequence_shape(d * h)) if wants_cell_states else None,
+            cell_states=states,
             reserve=new((d, self.rows, self.reserve_width)) if self.training else None,
         )
 
@@ -219,10 +229,14 @@ class Problem(NamedTuple):
             problem._check_reset(reset)
         return problem
 
-    def _check_tensor(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    def _check_tensor(
+        self, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+    ) -> None:
         if tensor.shape != shape:
             raise RuntimeError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
-        if tensor.dtype != self.dtype:
+        if tensor.dtype != (dtype or self.dtype):
+            if dtype not in (None, self.dtype):
+                raise RuntimeError(f"{name}: expected {dtype}, got {tensor.dtype}")
             raise RuntimeError(
                 f"{name}: expected {self.dtype}, the dtype of the input, got {tensor.dtype}"
             )
@@ -274,7 +288,8 @@ class Problem(NamedTuple):
         )
         for name, tensor, shape, required in expected:
             if tensor is not None and (required or (has_c and name.startswith("grad"))):
-                self._check_tensor(name, tensor, shape)
+                dtype = self.state_dtype if name.endswith("cell_states") else self.dtype
+                self._check_tensor(name, tensor, shape, dtype)
             elif required:
                 raise RuntimeError(f"{name}: expected shape {shape}, got None")
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from fastrnn import functional, use_backend
+from fastrnn.backends.cpu import load
 from fastrnn.cells import CELLS
 
 #: Whether this install has compiled kernels. The one place that decides it: an install made with
@@ -34,12 +35,19 @@ NATIVE = importlib.util.find_spec("fastrnn._C") is not None
 #: Backends with kernels of their own; the oracles they are compared to are ``reference`` and torch.
 BACKENDS: tuple[str, ...] = ("cpu", "numba") if NATIVE else ("numba",)
 
-#: Instruction sets with kernels for this machine.
+#: Instruction sets with kernels for this machine, and those of them that have 16-bit dtypes.
 TARGETS: tuple[str, ...] = tuple(importlib.import_module("fastrnn._C").targets()) if NATIVE else ()
+STORAGE_TARGETS: tuple[str, ...] = tuple(name for name in TARGETS if name != "baseline")
 
 ALL_CELLS: tuple[str, ...] = tuple(CELLS)
 TORCH_CELLS: tuple[str, ...] = tuple(name for name in CELLS if CELLS[name].torch_name)
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+
+#: Dtypes of values only: the compiled kernels compute in float32. The oracle is the reference in
+#: float64, from the same rounded arguments.
+STORAGE_DTYPES: tuple[torch.dtype, ...] = ()
+if NATIVE and load()[0].serves_16_bits():
+    STORAGE_DTYPES = (torch.bfloat16, torch.float16)
 LAYOUTS: tuple[str, ...] = ("time_major", "batch_first", "unbatched", "packed", "packed_unsorted")
 
 #: One below, at and above the widths of SIMD registers and of blocks of them.
@@ -98,6 +106,19 @@ class Case:
     def packed(self) -> bool:
         return self.layout.startswith("packed")
 
+    @property
+    def stored(self) -> bool:
+        """Whether values are narrower than the arithmetic on them."""
+        return self.dtype in STORAGE_DTYPES
+
+    @property
+    def has_kinks(self) -> bool:
+        """Whether a rounding may choose a gradient: relu's slope jumps where a preactivation is 0.
+
+        With biases, ``arguments`` keeps preactivations away from there.
+        """
+        return self.cell == "rnn_relu" and self.stored and not self.bias
+
     def tolerance(self, name: str, dtype: torch.dtype | None = None) -> dict[str, float]:
         """How far apart two honest computations of the result ``name`` may be."""
         gradient = name.startswith("grad")
@@ -106,11 +127,13 @@ class Case:
         if gradient:
             fan_in = max(fan_in, self.directions * CELLS[self.cell].gates * self.hidden_size)
         sums_rows = gradient and ("weight" in name or "bias" in name)
+        stored = dtype is None and self.stored
         return tolerance(
-            dtype or self.dtype,
+            torch.float32 if stored else dtype or self.dtype,
             self.steps * self.layers,
             fan_in,
             rows=self.steps * self.batch if sums_rows else 1,
+            storage=self.dtype if stored else None,
         )
 
 
@@ -118,6 +141,17 @@ def each(*cases: Iterable[Case]) -> pytest.MarkDecorator:
     """Parametrises a test over ``case``, each once, with its name."""
     listed = list(dict.fromkeys(itertools.chain(*cases)))
     return pytest.mark.parametrize("case", listed, ids=[case.id for case in listed])
+
+
+def each_by_backend(*cases: Iterable[Case]) -> pytest.MarkDecorator:
+    """Parametrises a test over ``case`` and ``backend``: each case by each that has its dtype."""
+    pairs = [
+        pytest.param(case, backend, id=f"{case.id}-{backend}")
+        for case in dict.fromkeys(itertools.chain(*cases))
+        for backend in BACKENDS
+        if not case.has_kinks and (not case.stored or backend == "cpu")
+    ]
+    return pytest.mark.parametrize(("case", "backend"), pairs)
 
 
 @dataclass(frozen=True)
@@ -183,7 +217,8 @@ def weight_shapes(case: Case) -> dict[str, tuple[int, ...]]:
 def arguments(case: Case, *, seed: int | None = None) -> Arguments:
     """Random tensors of a case: x and states ~ N(0, 1), weights as torch.nn initialises them.
 
-    With two exceptions, so that values stay of order 1, as the rule of tolerances wants them: where
+    Biases decide the sign of what goes into a relu in 16 bits, see ``Case.has_kinks``. There are
+    two more exceptions, so that values stay of order 1, as the rule of tolerances wants them: where
     x has more features than there are units, weight_ih is smaller than torch's; and so are all
     weights of fewer than 8 units, where a recurrence of torch's scale may happen to expand.
     What x holds beyond the lengths is NaN: none of it may reach a result.
@@ -199,6 +234,10 @@ def arguments(case: Case, *, seed: int | None = None) -> Arguments:
         return ((2 * weight - 1) / math.sqrt(width)).to(case.dtype)
 
     weights = {name: uniform(name, shape) for name, shape in weight_shapes(case).items()}
+    if case.cell == "rnn_relu" and case.stored:
+        signs = 1.0 - 2 * (torch.arange(case.hidden_size, dtype=torch.float64) % 2)
+        for name, weight in weights.items():
+            weights[name] = signs.to(case.dtype) if "bias" in name else weight / 4
     steps, batch = case.steps, 1 if case.layout == "unbatched" else case.batch
     states = case.layers * case.directions
     x = normal(steps, batch, case.input_size)

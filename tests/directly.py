@@ -31,6 +31,9 @@ class Spy:
     def sequence(self, *args: Any) -> Any:
         return self._counted(self.direct.sequence(*args))
 
+    def packed(self, *args: Any) -> Any:
+        return self._counted(self.direct.packed(*args))
+
     def step(self, *args: Any) -> Any:
         return self._counted(self.direct.step(*args))
 
@@ -91,7 +94,7 @@ def assert_identical(actual: Any, expected: Any) -> None:
             bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[expected.element_size()]
             assert torch.equal(actual.contiguous().view(bits), expected.contiguous().view(bits))
     elif isinstance(expected, PackedSequence):
-        assert_identical(actual.data, expected.data)
+        assert_identical(tuple(actual), tuple(expected))
     elif isinstance(expected, Duck):
         assert_identical(actual.tensor, expected.tensor)
     elif isinstance(expected, tuple):

@@ -84,12 +84,27 @@ def test_kernels_serve_every_option(cell: str, dtype: torch.dtype, backend: str)
         assert backends.get(backend).supports(problem(cell, dtype, **options)).ok
 
 
-@pytest.mark.parametrize("name", ["cpu", "numba"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64], ids=str)
-def test_kernels_refuse_other_dtypes(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", cases.STORAGE_DTYPES, ids=str)
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_compiled_kernels_serve_16_bits(cell: str, dtype: torch.dtype) -> None:
+    for options in ({}, {"lengths": "random"}, {"reset": "random"}, {"bias": False}):
+        assert backends.get("cpu").supports(problem(cell, dtype, **options)).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "reason"),
+    [
+        ("numba", torch.float16, "float32 and float64"),
+        ("numba", torch.bfloat16, "float32 and float64"),
+        ("numba", torch.complex64, "float32 and float64"),
+        ("cpu", torch.complex64, "float32, float64, bfloat16, float16 only"),
+    ],
+    ids=str,
+)
+def test_kernels_refuse_other_dtypes(name: str, dtype: torch.dtype, reason: str) -> None:
     verdict = backends.get(name).supports(problem(dtype=dtype))
     assert not verdict.ok
-    assert "float32 and float64" in verdict.reason
+    assert reason in verdict.reason
     assert str(dtype).removeprefix("torch.") in verdict.reason
 
 
@@ -134,11 +149,20 @@ def test_kernels_are_chosen(cell: str, dtype: torch.dtype) -> None:
     assert backends.select(problem(cell, dtype, lengths="random")).name == BACKENDS[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64], ids=str)
-def test_other_dtypes_go_to_torch_or_reference(dtype: torch.dtype) -> None:
+def test_other_dtypes_go_to_torch_or_reference() -> None:
+    dtype = torch.complex64
     assert backends.select(problem(dtype=dtype)).name == "torch"
     assert backends.select(problem(dtype=dtype, reset="random")).name == "reference"
     assert backends.select(problem("gru_reset_before", dtype)).name == "reference"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bits_go_to_the_compiled_kernels(dtype: torch.dtype) -> None:
+    """Where there are none, they are what other dtypes are."""
+    for cell in ALL_CELLS:
+        serving = "torch" if cell in cases.TORCH_CELLS else "reference"
+        expected = "cpu" if cases.STORAGE_DTYPES else serving
+        assert backends.select(problem(cell, dtype)).name == expected
 
 
 def test_other_devices_go_to_torch() -> None:
@@ -154,11 +178,11 @@ def test_other_devices_go_to_torch() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("cell", cases.TORCH_CELLS)
-def test_low_precision_equals_torch(cell: str, dtype: torch.dtype) -> None:
+def test_torch_serves_as_torch(cell: str, dtype: torch.dtype) -> None:
     """What torch serves is torch's to the bit, gradients included."""
     a = arguments(Case(cell, dtype, bidirectional=True))
     expected = results(a, cases.torch_forward)
-    for name, result in results(a).items():
+    for name, result in results(a, backend="torch").items():
         assert torch.equal(result, expected[name])
 
 
@@ -374,7 +398,7 @@ def test_explain_a_module() -> None:
     text = fastrnn.explain(lstm, torch.zeros(4, 1, 2), lengths=[4])
     assert text.startswith(f"lstm, torch.float32, cpu: served by {BACKENDS[0]!r}")
     assert "torch      cannot: torch.nn has no lengths" in text
-    assert "served by 'torch'" in fastrnn.explain(lstm.half())
+    assert "served by 'torch'" in fastrnn.explain(lstm.to(torch.complex64))
     with pytest.raises(
         TypeError, match=r"subject: expected a fastrnn\.RNN, LSTM or GRU, or a Prob"
     ):
@@ -387,7 +411,7 @@ def test_explain_follows_use_backend() -> None:
 
 
 def test_candidates() -> None:
-    found = dict(backends.candidates(problem("rnn_sigmoid", torch.float16)))
+    found = dict(backends.candidates(problem("rnn_sigmoid", torch.complex64)))
     assert list(found) == list(backends.backends())
     assert [name for name, verdict in found.items() if verdict.ok] == ["reference"]
     assert all(verdict.reason for verdict in found.values())
@@ -396,10 +420,10 @@ def test_candidates() -> None:
 def test_choice_is_logged_once(registry: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="fastrnn")
     for _ in range(3):
-        backends.select(problem("gru", torch.float16, reset="random"))
+        backends.select(problem("gru", torch.complex64, reset="random"))
     messages = [r.getMessage() for r in caplog.records if "served by" in r.getMessage()]
     assert len(messages) == 1
-    assert messages[0].startswith("gru float16 on cpu: served by 'reference'; cpu: ")
+    assert messages[0].startswith("gru complex64 on cpu: served by 'reference'; cpu: ")
     assert "torch: torch.nn has no reset" in messages[0]
 
 

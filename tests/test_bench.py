@@ -34,6 +34,7 @@ SMALL_CASES = (
     Case("lstm", TRAINING, 9, 4, 5, 7, bidirectional=True, ragged=LENGTHS),
     Case("rnn_tanh", TRAINING, 6, 3, 5, 7, layers=2, bidirectional=True, dtype=torch.float64),
     Case("gru", INFERENCE, 6, 3, 5, 7, dtype=torch.bfloat16),
+    Case("lstm", INFERENCE, 6, 3, 5, 7, prepacked=True),
 )
 
 

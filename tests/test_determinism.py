@@ -24,7 +24,7 @@ from fastrnn.problem import LayerInputs, Problem
 def shapes() -> Iterator[Case]:
     """Few and many rows and units, so that each way of sharing the work among threads occurs."""
     for cell in ALL_CELLS:
-        for dtype in cases.DTYPES:
+        for dtype in cases.DTYPES + cases.STORAGE_DTYPES:
             yield Case(cell, dtype, steps=7, batch=1, hidden_size=129, bidirectional=True)
             yield Case(cell, dtype, steps=7, batch=37, hidden_size=33, reset="random")
             yield Case(cell, dtype, steps=2, batch=3, hidden_size=5, layers=2, lengths="random")
@@ -51,14 +51,12 @@ def assert_identical(one: Outputs, other: Outputs) -> None:
     assert not different
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.id)
+@cases.each_by_backend(SHAPES)
 def test_two_runs(case: Case, backend: str) -> None:
     assert_identical(on_threads(case, backend, 2), on_threads(case, backend, 2))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.id)
+@cases.each_by_backend(SHAPES)
 def test_number_of_threads(case: Case, backend: str) -> None:
     """More threads than this machine has cores included: every result, gradients of weights too.
 

@@ -76,7 +76,7 @@ def forms(kind: str) -> Iterator[tuple[dict[str, Any], str, int, int]]:
         yield options | {"batch_first": layout == "batch"}, layout, steps, rows
 
 
-@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("dtype", cases.DTYPES + cases.STORAGE_DTYPES, ids=str)
 @pytest.mark.parametrize(("kind", "variant"), VARIANTS)
 def test_every_form_of_a_call(kind: str, variant: dict[str, Any], dtype: torch.dtype) -> None:
     for options, layout, steps, rows in forms(kind):

@@ -19,7 +19,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from cases import ALL_CELLS, BACKENDS, Case, Outputs, arguments, check, each, results
+from cases import ALL_CELLS, BACKENDS, Case, Outputs, arguments, check, each_by_backend, results
 from torch import Tensor
 
 import fastrnn
@@ -27,6 +27,7 @@ from fastrnn.backends import FusedBackend, Gradients, Needs, Verdict
 from fastrnn.problem import LayerGrads, LayerInputs, LayerOutputs, Problem
 
 SERVING = (*BACKENDS, "reference")
+ALL_DTYPES = cases.DTYPES + cases.STORAGE_DTYPES
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -67,14 +68,14 @@ def _poisoned_memory() -> Iterator[None]:
 
 
 def options() -> Iterator[Case]:
-    for cell, dtype, bidirectional in itertools.product(ALL_CELLS, cases.DTYPES, (False, True)):
+    for cell, dtype, bidirectional in itertools.product(ALL_CELLS, ALL_DTYPES, (False, True)):
         for given in (OPTIONS | LSTM_OPTIONS if cell == "lstm" else OPTIONS).values():
             yield Case(cell, dtype, bidirectional=bidirectional, **given)
 
 
 def sizes() -> Iterator[Case]:
     """Masked rows at every width of lanes, blocks and row groups."""
-    for cell, dtype in itertools.product(ALL_CELLS, cases.DTYPES):
+    for cell, dtype in itertools.product(ALL_CELLS, ALL_DTYPES):
         masks: dict[str, Any] = {"lengths": "random", "reset": "random", "bidirectional": True}
         for width in cases.WIDTHS:
             yield Case(cell, dtype, hidden_size=width, **masks)
@@ -93,7 +94,7 @@ def sampled(count: int) -> Iterator[Case]:
         projected = cell == "lstm" and hidden_size > 1 and draw.random() < 0.3
         yield Case(
             cell,
-            draw.choice(cases.DTYPES),
+            draw.choice(ALL_DTYPES),
             steps=draw.randint(1, 24),
             batch=draw.randint(1, 40),
             input_size=draw.randint(1, 70),
@@ -128,31 +129,34 @@ def test_memory_that_a_backend_makes_is_poisoned(backend: str) -> None:
     assert bool(reserve.isnan().all())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@each(options())
+@each_by_backend(options())
 def test_options(case: Case, backend: str) -> None:
     a = arguments(case)
     check(results(a, backend=backend), cases.reference(a), case)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@each(sizes())
+@each_by_backend(sizes())
 def test_sizes(case: Case, backend: str) -> None:
     a = arguments(case)
     check(results(a, backend=backend), cases.reference(a), case)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
-@each(sampled(250))
+@each_by_backend(sampled(250))
 def test_sampled(case: Case, backend: str) -> None:
     a = arguments(case)
     check(results(a, backend=backend), cases.reference(a), case)
 
 
 @pytest.mark.skipif(not cases.NATIVE, reason="a pure Python install has no compiled targets")
-@pytest.mark.parametrize("target", cases.TARGETS)
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "target"),
+    [
+        *itertools.product(cases.DTYPES, cases.TARGETS),
+        *itertools.product(cases.STORAGE_DTYPES, cases.STORAGE_TARGETS),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_targets(cell: str, dtype: torch.dtype, target: str) -> None:
     """The kernels of every instruction set that this machine has, at every width."""

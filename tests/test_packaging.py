@@ -41,7 +41,7 @@ TOP_LEVEL = (
 VERSION = re.findall(r'__version__ = "(.+)"', (ROOT / "fastrnn/_version.py").read_text())[0]
 CSRC = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
-EXTRA_SETS = {"isa_avx2", "isa_avx512"} if X86_64 else set()
+EXTRA_SETS = {"isa_avx2", "isa_avx512", "isa_avx512bf16"} if X86_64 else set()
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler"
@@ -229,7 +229,8 @@ def check_flags(commands: list[dict[str, str]]) -> None:
         if machine_flags := {flag for flag in flags if flag.startswith("-m")}:
             special.add(name)
             assert "-march=native" not in machine_flags
-            assert ("-mavx512f" in machine_flags) == (name == "isa_avx512")
+            assert ("-mavx512f" in machine_flags) == name.startswith("isa_avx512")
+            assert ("-mavx512bf16" in machine_flags) == (name == "isa_avx512bf16")
     assert special == EXTRA_SETS
 
 

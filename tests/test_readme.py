@@ -89,7 +89,10 @@ def _meaning(variable: _env.Variable) -> str:
 
 
 def support() -> list[tuple[str, list[str]]]:
-    """Each cell, and who the page says serves it: on the CPU, elsewhere, elsewhere with options."""
+    """Each cell, and who the page says serves it.
+
+    On the CPU, there in 16 bits, elsewhere, elsewhere with options.
+    """
     (table,) = re.findall(r"<!-- support -->\n(.*?)<!-- end of support -->", PAGE, re.DOTALL)
     return [
         (cell, served)
@@ -122,7 +125,7 @@ def served_by(cell: str, like: torch.Tensor, *, proj_size: int = 0, **options: A
 
 @pytest.mark.parametrize(("cell", "served"), support())
 def test_support(cell: str, served: list[str]) -> None:
-    kernels, elsewhere, with_options = map(code, served)
+    kernels, in_16_bits, elsewhere, with_options = map(code, served)
     assert kernels == ["cpu", "numba"]
     own = "cpu" if cases.NATIVE else "numba"
     sizes: list[dict[str, Any]] = [{}] + [{"proj_size": 2}] * (cell == "lstm")
@@ -130,8 +133,12 @@ def test_support(cell: str, served: list[str]) -> None:
         like = torch.empty(0, dtype=dtype)
         for options in sizes + _options(cell, like):
             assert served_by(cell, like, **options) == own
-    others = [torch.empty(0, dtype=d) for d in (torch.float16, torch.bfloat16, torch.complex64)]
-    for like in (*others, torch.empty(0, device="meta")):
+    halves = [torch.empty(0, dtype=dtype) for dtype in (torch.float16, torch.bfloat16)]
+    for like in halves if cases.STORAGE_DTYPES else ():
+        for options in sizes + _options(cell, like):
+            assert [served_by(cell, like, **options)] == in_16_bits
+    others = [torch.empty(0, dtype=torch.complex64), torch.empty(0, device="meta")]
+    for like in others if cases.STORAGE_DTYPES else (*others, *halves):
         for options in sizes:
             assert [served_by(cell, like, **options)] == elsewhere
         for options in _options(cell, like):

@@ -31,7 +31,7 @@ def options() -> Iterator[Case]:
         yield Case(cell, torch.float32, lengths=lengths, reset="random", batch=9, hidden_size=17)
     for layout, proj_size, cell_states in itertools.product(cases.LAYOUTS, (0, 2), (False, True)):
         yield Case("lstm", layout=layout, proj_size=proj_size, cell_states=cell_states, layers=2)
-    for cell, dtype in itertools.product(cases.ALL_CELLS, cases.DTYPES):
+    for cell, dtype in itertools.product(cases.ALL_CELLS, cases.DTYPES + cases.STORAGE_DTYPES):
         for steps, batch, width in ((1, 1, 33), (1, 13, 64), (9, 1, 129), (17, 33, 65)):
             yield Case(cell, dtype, steps=steps, batch=batch, input_size=31, hidden_size=width)
 
@@ -42,6 +42,8 @@ def served() -> list[Any]:
     for case, backend in itertools.product(dict.fromkeys(options()), SERVING):
         beyond = case.lengths or case.reset or case.cell_states
         if backend == "torch" and (beyond or case.cell not in cases.TORCH_CELLS):
+            continue
+        if backend == "numba" and case.stored:
             continue
         pairs.append(pytest.param(case, backend, id=f"{case.id}-{backend}"))
     return pairs

@@ -20,6 +20,7 @@ def tolerance(
     fan_in: int,
     *,
     rows: int = 1,
+    storage: torch.dtype | None = None,
 ) -> dict[str, float]:
     """``rtol`` and ``atol`` for results of recurrent layers with values of order 1.
 
@@ -40,18 +41,31 @@ def tolerance(
       partial sums of order ``sqrt(k)``, k = 1 ... rows, which add to ``u rows / sqrt(2)``. torch's
       own sums over a batch are taken so.
 
+    Where values are stored in a narrower type than that of the arithmetic, with a unit roundoff v:
+
+    * Each h, saved gate and gradient of a preactivation is rounded once, an error of v. In the next
+      product such errors meet weights of order ``1/sqrt(K)`` and are independent, so they add to v
+      again, whatever K: ``sqrt(K)`` is for roundings of the sum, which are the arithmetic's.
+    * Over steps they fade in the same way, hence v times the same growth; in sums over rows each
+      term brings its own, hence ``v sqrt(rows)``. Results are rounded once: v as the ``rtol``.
+
     Args:
         dtype: of the computation with the larger roundoff.
         steps: T times the number of layers.
         fan_in: terms of the longest dot product of a step.
         rows: T * B for the gradient of a weight or bias, else 1.
+        storage: dtype of what is kept between the steps and of the results, if another.
     """
     unit = torch.finfo(dtype).eps / 2
     growth = math.sqrt(1 + math.log(max(steps, 1)))
     error = growth * math.sqrt(max(fan_in, 1) * rows)
     if rows > 1:
         error += rows
-    return {"rtol": SAFETY * unit, "atol": SAFETY * unit * error}
+    if storage is None:
+        return {"rtol": SAFETY * unit, "atol": SAFETY * unit * error}
+    rounding = torch.finfo(storage).eps / 2
+    stored = growth * math.sqrt(rows)
+    return {"rtol": SAFETY * rounding, "atol": SAFETY * (unit * error + rounding * stored)}
 
 
 def error_in_tolerances(actual: Tensor, expected: Tensor, *, rtol: float, atol: float) -> float:

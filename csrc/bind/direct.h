@@ -18,8 +18,14 @@ class Direct {
 
   // The call of an RNN, LSTM or GRU with that dict: (output, h_n) or (output, (h_n, c_n)).
   // cell, gates, has_cell_state: of its cell, see fastrnn/cells.py. hx: a tensor, a pair, or None.
+  // lengths: a tensor or a list, or None.
   pybind11::object sequence(pybind11::handle dict, pybind11::handle input, pybind11::handle hx,
-                            int cell, int gates, bool has_cell_state, int threads) const;
+                            pybind11::handle lengths, int cell, int gates, bool has_cell_state,
+                            int threads) const;
+
+  // The same for the four parts of a PackedSequence; output are the rows of one like it.
+  pybind11::object packed(pybind11::handle dict, pybind11::handle sequence, pybind11::handle hx,
+                          int cell, int gates, bool has_cell_state, int threads) const;
 
   // The call of a cell with that dict: h or (h, c).
   pybind11::object step(pybind11::handle dict, pybind11::handle input, pybind11::handle hx,

@@ -106,21 +106,25 @@ py::tuple run_forward(const Tensors& tensors, int cell, int threads, py::handle 
   const auto make = [&](std::initializer_list<int64_t> shape, T*& data) {
     return tensors.make(in.first, in.x.view(), shape, (void**)&data);
   };
-  const auto make_sequence = [&](int64_t features, T*& data) {
-    return packed ? make({a.rows, features}, data) : make({a.steps, a.batch, features}, data);
+  const auto make_sequence = [&](int64_t features, const View& like, void* data) {
+    return packed ? tensors.make(in.first, like, {a.rows, features}, (void**)data)
+                  : tensors.make(in.first, like, {a.steps, a.batch, features}, (void**)data);
   };
-  py::object y = make_sequence(d * r, a.y), h_n = make({d, a.batch, r}, a.h_n);
+  py::object y = make_sequence(d * r, in.x.view(), &a.y), h_n = make({d, a.batch, r}, a.h_n);
   py::object c_n = py::none(), cell_states = py::none(), reserve = py::none();
   if (table.has_cell_state) {
     c_n = make({d, a.batch, h}, a.c_n);
-    if (training || field(problem, kKeepCellStates))
-      cell_states = make_sequence(d * h, a.cell_states);
+    if (training || field(problem, kKeepCellStates)) {
+      View like = in.x.view();
+      like.dtype.code = dlpack::kFloat, like.dtype.bits = 8 * sizeof(Compute<T>);
+      cell_states = make_sequence(d * h, like, &a.cell_states);
+    }
   }
   if (training) reserve = make({d, a.rows, table.saved * h + (in.projected ? r : 0)}, a.reserve);
   bool done;
   {
     py::gil_scoped_release release;
-    done = table.forward(a, usable_threads(threads));
+    done = table.forward(&a, 1, usable_threads(threads));
   }
   check_memory(done, "forward");
   return py::make_tuple(y, h_n, c_n, cell_states, reserve);
@@ -137,9 +141,9 @@ py::tuple run_backward(const Tensors& tensors, int cell, int threads, py::handle
   const Plain c(tensors, cell_states), saved(tensors, reserve);
   const Plain grad_y(tensors, item(above, 0)), grad_h_n(tensors, item(above, 1)),
       grad_c_n(tensors, item(above, 2)), grad_c(tensors, item(above, 3));
-  a.cell_states = c.data<const T>(), a.reserve = saved.data<T>(), a.donated = donated;
+  a.cell_states = c.data<const Compute<T>>(), a.reserve = saved.data<T>(), a.donated = donated;
   a.grad_y = grad_y.data<const T>(), a.grad_h_n = grad_h_n.data<const T>();
-  a.grad_c_n = grad_c_n.data<const T>(), a.grad_cell_states = grad_c.data<const T>();
+  a.grad_c_n = grad_c_n.data<const T>(), a.grad_cell_states = grad_c.data<const Compute<T>>();
 
   const int64_t d = a.directions;
   const auto make = [&](bool wanted, std::initializer_list<int64_t> shape, T*& data) {
@@ -175,25 +179,27 @@ py::tuple run_backward(const Tensors& tensors, int cell, int threads, py::handle
   return py::make_tuple(grad_x, grad_h0, grad_c0, grads);
 }
 
-// Whether the values of a call are float32; float64 is the other dtype that problems have here.
-bool single(const Tensors& tensors, py::handle inputs) {
+View view_of_x(const Tensors& tensors, py::handle inputs) {
   View view;
   if (!tensors.view(item(inputs, 0), view)) throw py::type_error("fastrnn: expected a tensor");
-  return view.dtype.bits == 32;
+  return view;
 }
 
 }  // namespace
 
 py::tuple Layers::forward(int cell, int threads, py::handle problem, py::handle inputs) const {
-  const auto run = single(tensors_, inputs) ? run_forward<float> : run_forward<double>;
-  return run(tensors_, cell, threads, problem, inputs);
+  return with_type_of(view_of_x(tensors_, inputs), [&](auto value) {
+    return run_forward<decltype(value)>(tensors_, cell, threads, problem, inputs);
+  });
 }
 
 py::tuple Layers::backward(int cell, int threads, py::handle problem, py::handle inputs,
                            py::handle cell_states, py::handle reserve, bool donated,
                            py::handle above, py::handle needs) const {
-  const auto run = single(tensors_, inputs) ? run_backward<float> : run_backward<double>;
-  return run(tensors_, cell, threads, problem, inputs, cell_states, reserve, donated, above, needs);
+  return with_type_of(view_of_x(tensors_, inputs), [&](auto value) {
+    return run_backward<decltype(value)>(tensors_, cell, threads, problem, inputs, cell_states,
+                                         reserve, donated, above, needs);
+  });
 }
 
 py::dict problem_fields() {

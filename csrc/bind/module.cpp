@@ -9,6 +9,7 @@
 
 #include "direct.h"
 #include "layers.h"
+#include "prepacked.h"
 #include "tables.h"
 
 namespace py = pybind11;
@@ -26,17 +27,17 @@ T* pointer(Address address) {
 // The activations as the kernels use them, for tests of their accuracy.
 template <class T>
 void elementwise(const std::string& name, Address in, Address out, int64_t count) {
-  const Kernels<T>& table = kernels<T>();
-  const Elementwise<T> function = name == "exp"       ? table.exp
-                                  : name == "sigmoid" ? table.sigmoid
-                                  : name == "tanh"    ? table.tanh
+  const Kernels<T>* table = kernels<T>();
+  const Elementwise<T> function = name == "exp"       ? table->exp
+                                  : name == "sigmoid" ? table->sigmoid
+                                  : name == "tanh"    ? table->tanh
                                                       : nullptr;
   if (!function) throw py::value_error("name: expected exp, sigmoid or tanh, got " + name);
   function(pointer<const T>(in), pointer<T>(out), count);
 }
 
 std::vector<std::string> targets() {
-  const Target* usable[3];
+  const Target* usable[kTargets];
   const int count = usable_targets(usable);
   std::vector<std::string> names;
   for (int i = 0; i < count; ++i) names.push_back(usable[i]->name);
@@ -61,7 +62,9 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Direct>(m, "Direct")
       .def(py::init<py::handle, py::handle, py::handle>())
       .def("sequence", &Direct::sequence)
+      .def("packed", &Direct::packed)
       .def("step", &Direct::step);
+  py::class_<Prepacked>(m, "Prepacked").def(py::init<>());
   m.attr("__version__") = FASTRNN_VERSION;
   m.attr("compiler") = __VERSION__;
   m.attr("openmp") = openmp();
@@ -74,6 +77,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("elementwise_float64", &elementwise<double>);
   m.def("targets", &targets, "CPU targets that were built and run here, best last.");
   m.def("active_target", [] { return active_target().name; });
+  m.def("serves_16_bits", &serves_16_bits,
+        "Whether the target in use has kernels for bfloat16 and float16.");
   m.def(
       "select_target",
       [](const std::string& name) { return select_target(name.c_str()) != nullptr; },

@@ -37,9 +37,12 @@ void view_by_methods(py::handle tensor, View& out) {
   out.data = (void*)call_method(tensor.ptr(), name.data_ptr).cast<uintptr_t>();
   out.device.type = tensor.attr("is_cpu").cast<bool>() ? dlpack::kCpu : 0;
   out.dtype.lanes = 1;
-  out.dtype.code =
-      call_method(tensor.ptr(), name.is_floating_point).cast<bool>() ? dlpack::kFloat : 0;
+  out.dtype.code = call_method(tensor.ptr(), name.is_floating_point).cast<bool>() ? dlpack::kFloat
+                                                                                  : dlpack::kInt;
   out.dtype.bits = uint8_t(8 * call_method(tensor.ptr(), name.element_size).cast<int>());
+  if (out.dtype.bits == 16 && out.dtype.code == dlpack::kFloat &&
+      py::str(tensor.attr("dtype")).cast<std::string>() == "torch.bfloat16")
+    out.dtype.code = dlpack::kBfloat;
 }
 
 // torch's words for a failed allocation, without the C++ frames that follow them.
@@ -95,6 +98,8 @@ py::object Tensors::make(PyObject* like, const View& view, std::initializer_list
     py::tuple sizes(shape.size());
     for (size_t i = 0; i < shape.size(); ++i) sizes[i] = shape.begin()[i];
     made = py::handle(like).attr("new_empty")(sizes);
+    const int bits = 8 * call_method(made.ptr(), names().element_size).cast<int>();
+    if (view.dtype.bits != bits) made = made.attr("float")();
   } else {
     int64_t sizes[View::kMaxDims];
     for (size_t i = 0; i < shape.size(); ++i) sizes[i] = shape.begin()[i];

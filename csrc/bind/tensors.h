@@ -19,6 +19,10 @@ struct Device {
 struct DataType {
   uint8_t code, bits;
   uint16_t lanes;
+
+  bool operator==(const DataType& other) const {
+    return code == other.code && bits == other.bits && lanes == other.lanes;
+  }
 };
 struct Tensor {
   void* data;
@@ -45,7 +49,7 @@ struct ExchangeApi {
 };
 
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kFloat = 2;
+constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;
 
 }  // namespace dlpack
 
@@ -87,7 +91,8 @@ class Tensors {
   // False, with no error set, for what cannot be viewed.
   bool view(PyObject* object, View& out) const;
 
-  // A new contiguous tensor, uninitialised, of the dtype and device of `like`.
+  // A new contiguous tensor, uninitialised, on the device of `like` and of the dtype of `view`,
+  // which is a view of it, or one whose dtype was changed to float32.
   pybind11::object make(PyObject* like, const View& view, std::initializer_list<int64_t> shape,
                         void** data) const;
 

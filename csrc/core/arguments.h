@@ -3,10 +3,11 @@
 //
 // T steps, B batch rows, I input features, H units, R outputs (H, or the projection's), D
 // directions, G gates, S saved values per unit. Row (t, b) of a padded batch is t * B + b; of
-// packed data, offset[t] + b. All tensors but x and reset are contiguous.
+// packed data, offset[t] + b. All tensors but x and reset are contiguous. T is the type of values
+// in memory; cell states between the steps and their gradients are of the type of the arithmetic.
 #pragma once
 
-#include "platform.h"
+#include "storage.h"
 
 namespace fastrnn {
 
@@ -47,11 +48,13 @@ struct Forward : Sizes {
   const T* h0 = nullptr;  // (D, B, R) or null
   const T* c0 = nullptr;  // (D, B, H) or null
   Weights<T> weights[2];
-  T* y = nullptr;            // (rows, D*R)
-  T* h_n = nullptr;          // (D, B, R)
-  T* c_n = nullptr;          // (D, B, H)
-  T* cell_states = nullptr;  // (rows, D*H) or null
-  T* reserve = nullptr;      // (D, rows, S*H [+ R]) or null when no backward will follow
+  // The weights as pack_weights left them, or null: packed if it pays.
+  const Compute<T>* packed[2] = {};
+  T* y = nullptr;                     // (rows, D*R)
+  T* h_n = nullptr;                   // (D, B, R)
+  T* c_n = nullptr;                   // (D, B, H)
+  Compute<T>* cell_states = nullptr;  // (rows, D*H) or null
+  T* reserve = nullptr;               // (D, rows, S*H [+ R]) or null when no backward will follow
 };
 
 // Where the gradients of a direction's weights go; null where one is not needed.
@@ -71,13 +74,13 @@ struct Backward : Sizes {
   const T* h0 = nullptr;
   const T* c0 = nullptr;
   Weights<T> weights[2];
-  const T* cell_states = nullptr;
+  const Compute<T>* cell_states = nullptr;
   T* reserve = nullptr;
-  bool donated = false;                 // whether the reserve may be overwritten
-  const T* grad_y = nullptr;            // (rows, D*R)
-  const T* grad_h_n = nullptr;          // (D, B, R)
-  const T* grad_c_n = nullptr;          // (D, B, H) or null
-  const T* grad_cell_states = nullptr;  // (rows, D*H) or null
+  bool donated = false;                          // whether the reserve may be overwritten
+  const T* grad_y = nullptr;                     // (rows, D*R)
+  const T* grad_h_n = nullptr;                   // (D, B, R)
+  const T* grad_c_n = nullptr;                   // (D, B, H) or null
+  const Compute<T>* grad_cell_states = nullptr;  // (rows, D*H) or null
   // Written; each null when not needed.
   T* grad_x = nullptr;   // (rows, I)
   T* grad_h0 = nullptr;  // (D, B, R)

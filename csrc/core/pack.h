@@ -4,17 +4,12 @@
 // NEON; FASTRNN_VECTOR_BYTES, set by each target's source file, is the width of a register.
 #pragma once
 
-#include <string.h>
-
-#include "scalar.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #ifndef FASTRNN_VECTOR_BYTES
 #define FASTRNN_VECTOR_BYTES 16
 #endif
+
+#include "convert.h"
+#include "scalar.h"
 
 FASTRNN_NAMESPACE_BEGIN
 
@@ -81,6 +76,16 @@ struct Pack {
       memcpy(p, &v, n * sizeof(T));
 #endif
     }
+  }
+
+  // The same for values in memory of a narrower type S, converted. Of Pack<float> only.
+  template <class S>
+  static FASTRNN_FN Pack load(const S* p, int n = kWidth) {
+    return Pack((Vector)widen(load_halves(p, n), S()));
+  }
+  template <class S>
+  FASTRNN_FN void store(S* p, int n = kWidth) const {
+    store_halves(p, narrow((Singles)v, S()), n);
   }
 };
 

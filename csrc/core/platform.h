@@ -17,6 +17,14 @@
 #endif
 #endif
 
+// What a call does once: inlined, or cloned for one of its callers, it would be compiled again for
+// each.
+#if defined(__clang__)
+#define FASTRNN_ONCE __attribute__((noinline))
+#else
+#define FASTRNN_ONCE __attribute__((noinline, noclone))
+#endif
+
 #define FASTRNN_NAMESPACE_BEGIN \
   namespace fastrnn {           \
   inline namespace FASTRNN_TARGET {

@@ -4,7 +4,8 @@
 // cell's functor turns it into gradients of the pre-activations (da), over the saved values where
 // those are not needed again. The states that entered each step are computed again from the
 // reserve. Last come the products over all rows: gradients of weights, biases and input.
-// The ownership of rows and units, and the pointers to zeros, are as in forward.h.
+// The ownership of rows and units, the pointers to zeros and the two types are as in forward.h: da
+// and the states are stored as T, the products' inputs; dc and what bypasses the products is not.
 #pragma once
 
 #include "../core/cells/gru.h"
@@ -18,6 +19,7 @@ FASTRNN_NAMESPACE_BEGIN
 
 template <class Cell, class T>
 struct BackwardShared {
+  using C = Compute<T>;
   // Slots of da that went through W_hh: all of them, but for the candidate of a second stage and
   // for the input part of the candidate of the reset-after GRU, which come last.
   static constexpr int kThrough = Cell::kTwoStage ? Cell::kGates - 1 : Cell::kGates;
@@ -25,12 +27,14 @@ struct BackwardShared {
   Operand<T, 1, 4> recurrent;   // da -> dh_{t-1}
   Operand<T, 1, 4> candidate;   // two stages: da_n -> d(r h)
   Operand<T, 1, 4> projection;  // dh -> d(o tanh c)
-  T* carry = nullptr;           // (B, R) what reaches h_{t-1} directly
-  T* dc = nullptr;              // (B, H)
-  T* zeros = nullptr;
+  C* carry = nullptr;           // (B, R) grad_h_n, then what reaches h_{t-1} directly
+  C* dc = nullptr;              // (B, H) grad_c_n, then gradients of c
+  C* c0 = nullptr;              // (B, H), null for zeros
+  T* zeros = nullptr;           // (S*H)
+  C* zero_state = nullptr;      // (H)
   RowValues<T> values;
 
-  void set_up(const Backward<T>& p, int direction, Arena& arena) {
+  FASTRNN_ONCE void set_up(const Backward<T>& p, int direction, Arena& arena) {
     const int64_t H = p.hidden, R = p.output;
     const Weights<T>& w = p.weights[direction];
     const int64_t width = Cell::kSaved * H;
@@ -44,41 +48,46 @@ struct BackwardShared {
     recurrent.shape = {R, kThrough * H};
     recurrent.matrix = {w.w_hh, 0, 1, R};
     // One step and no initial state that wants a gradient: nothing goes through W_hh.
-    if (p.steps > 1 || p.grad_h0) recurrent.panels = arena.take<T>(recurrent.shape.size());
+    if (p.steps > 1 || p.grad_h0) recurrent.panels = arena.take<C>(recurrent.shape.size());
     if (Cell::kTwoStage) {
       candidate.shape = {H, H};
       candidate.matrix = {w.w_hh + 2 * H * H, 0, 1, H};
-      candidate.panels = arena.take<T>(candidate.shape.size());
+      candidate.panels = arena.take<C>(candidate.shape.size());
     }
     if (w.w_hr) {
       projection.shape = {H, R};
       projection.matrix = {w.w_hr, 0, 1, H};
-      projection.panels = arena.take<T>(projection.shape.size());
+      projection.panels = arena.take<C>(projection.shape.size());
     }
-    if (Cell::kDirect) carry = arena.take<T>(p.batch * R);
-    if (Cell::kCellState) dc = arena.take<T>(p.batch * H);
+    carry = arena.take<C>(p.batch * R);
+    if (Cell::kCellState) dc = arena.take<C>(p.batch * H);
+    if (p.c0) c0 = arena.take<C>(p.batch * H);
     zeros = arena.take<T>(Cell::kSaved * H);
+    zero_state = arena.take<C>(H);
   }
 };
 
 template <class T>
 struct BackwardPointers {
-  const T **a, **saved, **h_prev, **c_prev, **carry_in, **dc_in;
+  using C = Compute<T>;
+  const T **a, **saved, **h_prev;
+  const C **c_prev, **carry_in, **dc_in;
   int64_t* row;  // row index of each own batch row at the step
 
-  BackwardPointers(int64_t batch, Arena& arena)
+  FASTRNN_ONCE BackwardPointers(int64_t batch, Arena& arena)
       : a(arena.take<const T*>(batch)),
         saved(arena.take<const T*>(batch)),
         h_prev(arena.take<const T*>(batch)),
-        c_prev(arena.take<const T*>(batch)),
-        carry_in(arena.take<const T*>(batch)),
-        dc_in(arena.take<const T*>(batch)),
+        c_prev(arena.take<const C*>(batch)),
+        carry_in(arena.take<const C*>(batch)),
+        dc_in(arena.take<const C*>(batch)),
         row(arena.take<int64_t>(batch)) {}
 };
 
 template <class Cell, class T>
 class BackwardPass {
-  using V = Pack<T>;
+  using C = Compute<T>;
+  using V = Pack<C>;
   static constexpr int kWidth = V::kWidth;
   static constexpr int kS = Cell::kSaved;
   static constexpr int64_t kBlock = 4 * kWidth;  // units of a panel
@@ -103,6 +112,7 @@ class BackwardPass {
 
   void run() {
     pack();
+    start_states();
     restore_states();
     for (int64_t s = p_.steps - 1; s >= 0; --s) step(course_.step(s));
     finish();
@@ -114,8 +124,10 @@ class BackwardPass {
     part_.pack(shared_.recurrent, outputs_);
     if (Cell::kTwoStage) part_.pack(shared_.candidate, units_);
     if (projected_) part_.pack(shared_.projection, units_);
-    if (part_.team.rank == 0)
-      for (int64_t j = 0; j < kS * H_; ++j) shared_.zeros[j] = T(0);
+    if (part_.team.rank == 0) {
+      memset(shared_.zeros, 0, kS * H_ * sizeof(T));
+      memset(shared_.zero_state, 0, H_ * sizeof(C));
+    }
     part_.team.wait();
   }
 
@@ -129,11 +141,31 @@ class BackwardPass {
   }
   T* h_prev_row(int64_t t, int64_t b) const { return shared_.values.h_prev + row(t, b) * R_; }
   int64_t state_row(int64_t b) const { return d_ * p_.batch + b; }
-  const T* c_row(int64_t t, int64_t b) const { return p_.cell_states + column_row(t, b) * H_; }
-  const T* c_before(int64_t t, int64_t b, int64_t length) const {
-    if (timeline_.reset(t, b)) return shared_.zeros;
+  const C* c_row(int64_t t, int64_t b) const { return p_.cell_states + column_row(t, b) * H_; }
+  C* carry_row(int64_t b) const { return shared_.carry + b * R_; }
+  C* dc_row(int64_t b) const { return shared_.dc + b * H_; }
+
+  const C* c_before(int64_t t, int64_t b, int64_t length) const {
+    if (timeline_.reset(t, b)) return shared_.zero_state;
     if (t != course_.first(length)) return c_row(course_.previous(t), b);
-    return p_.c0 ? p_.c0 + state_row(b) * H_ : shared_.zeros;
+    return p_.c0 ? shared_.c0 + b * H_ : shared_.zero_state;
+  }
+
+  // The gradients of the last states wait where those of earlier ones will be.
+  void start_states() {
+    const int64_t count = rows_.count(p_.batch);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t b = rows_.batch_row(i);
+      const T* h_n = p_.grad_h_n + state_row(b) * R_;
+      for_own(outputs_, [&](int64_t j, int n) { V::load(h_n + j, n).store(carry_row(b) + j, n); });
+      if (!Cell::kCellState) continue;
+      const T* c_n = p_.grad_c_n ? p_.grad_c_n + state_row(b) * H_ : shared_.zeros;
+      const T* c0 = p_.c0 ? p_.c0 + state_row(b) * H_ : nullptr;
+      for_own(units_, [&](int64_t j, int n) {
+        V::load(c_n + j, n).store(dc_row(b) + j, n);
+        if (c0) V::load(c0 + j, n).store(shared_.c0 + b * H_ + j, n);
+      });
+    }
   }
 
   // h_prev of every row, and mid where there is one.
@@ -156,9 +188,9 @@ class BackwardPass {
       copy_own(outputs_, saved_row(before, b) + kS * H_, h_prev);
     } else {
       const T* saved = saved_row(before, b);
-      const T* c = Cell::kCellState ? c_row(before, b) : shared_.zeros;
+      const C* c = Cell::kCellState ? c_row(before, b) : shared_.zero_state;
       const T* h = h_prev_row(before, b);
-      for_own_units([&](int64_t j, int n) {
+      for_own(units_, [&](int64_t j, int n) {
         V values[kS];
         for (int k = 0; k < kS; ++k) values[k] = V::load(saved + k * H_ + j, n);
         Cell::output(values, V::load(c + j, n), V::load(h + j, n)).store(h_prev + j, n);
@@ -167,13 +199,13 @@ class BackwardPass {
     if (!shared_.values.mid) return;
     T* mid = shared_.values.mid + row(t, b) * H_;
     const T* saved = saved_row(t, b);
-    for_own_units([&](int64_t j, int n) {
+    for_own(units_, [&](int64_t j, int n) {
       if constexpr (Cell::kTwoStage) {
         (V::load(saved + j, n) * V::load(h_prev + j, n)).store(mid + j, n);
       } else if constexpr (Cell::kCellState) {
         V values[kS];
         for (int k = 0; k < kS; ++k) values[k] = V::load(saved + k * H_ + j, n);
-        Cell::output(values, V::load(c_row(t, b) + j, n), V(T(0))).store(mid + j, n);
+        Cell::output(values, V::load(c_row(t, b) + j, n), zero<V>()).store(mid + j, n);
       }
     });
   }
@@ -183,9 +215,9 @@ class BackwardPass {
     if (bytes > 0) memcpy(to + own.begin, from + own.begin, bytes);
   }
   template <class Function>
-  void for_own_units(const Function& function) const {
-    for (int64_t j = units_.begin; j < units_.end; j += kWidth)
-      function(j, int(units_.end - j < kWidth ? units_.end - j : kWidth));
+  static void for_own(const Range& own, const Function& function) {
+    for (int64_t j = own.begin; j < own.end; j += kWidth)
+      function(j, int(own.end - j < kWidth ? own.end - j : kWidth));
   }
 
   void step(int64_t t) {
@@ -198,15 +230,12 @@ class BackwardPass {
       at_.row[i] = timeline_.row(t, b);
       at_.a[i] = last || cut ? shared_.zeros : da_row(after, b);
       all_zero = all_zero && at_.a[i] == shared_.zeros;
-      at_.carry_in[i] = last                    ? p_.grad_h_n + state_row(b) * R_
-                        : cut || !Cell::kDirect ? shared_.zeros
-                                                : shared_.carry + b * R_;
+      at_.carry_in[i] = last || (!cut && Cell::kDirect) ? carry_row(b) : shared_.zero_state;
       at_.saved[i] = saved_row(t, b);
       at_.h_prev[i] = h_prev_row(t, b);
       if (Cell::kCellState) {
         at_.c_prev[i] = c_before(t, b, length);
-        const T* from_above = p_.grad_c_n ? p_.grad_c_n + state_row(b) * H_ : shared_.zeros;
-        at_.dc_in[i] = last ? from_above : cut ? shared_.zeros : shared_.dc + b * H_;
+        at_.dc_in[i] = cut ? shared_.zero_state : dc_row(b);
       }
     }
     const auto& recurrent = shared_.recurrent;
@@ -244,15 +273,12 @@ class BackwardPass {
     if (all_zero) {
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = own.begin; j < own.end; j += kWidth)
-          function(i, j, int(own.end - j < kWidth ? own.end - j : kWidth), V(T(0)));
+          function(i, j, int(own.end - j < kWidth ? own.end - j : kWidth), zero<V>());
       return;
     }
     for_each_tile(op, Part::panels(op, own), a, rows,
-                  [&](int64_t panel, int64_t row, int count, int vectors, const T* tile) {
-                    for (int m = 0; m < count; ++m)
-                      for (int u = 0; u < vectors; ++u, tile += kWidth)
-                        function(row + m, op.shape.first_unit(panel) + u * kWidth,
-                                 op.shape.valid(panel, u), V::load(tile));
+                  [&](int64_t i, int64_t j, int n, const Results<C>& product) {
+                    function(i, j, n, product[0]);
                   });
   }
 
@@ -272,7 +298,7 @@ class BackwardPass {
     if constexpr (!Cell::kTwoStage) {
       V saved[kS], da[kS], dh_direct, c_prev, c, dc, dc_prev;
       load_saved(i, j, n, saved);
-      const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : V(T(0));
+      const V h_prev = Cell::kDirect ? V::load(at_.h_prev[i] + j, n) : zero<V>();
       if (Cell::kCellState) {
         const int64_t column = (at_.row[i] * p_.directions + d_) * H_;
         c_prev = V::load(at_.c_prev[i] + j, n);
@@ -283,8 +309,8 @@ class BackwardPass {
       Cell::backward(saved, h_prev, c_prev, c, dh, dc, da, dh_direct, dc_prev);
       for (int k = 0; k < kS; ++k) da[k].store(da_of(i) + k * H_ + j, n);
       const int64_t b = rows_.batch_row(i);
-      if (Cell::kDirect) dh_direct.store(shared_.carry + b * R_ + j, n);
-      if (Cell::kCellState) dc_prev.store(shared_.dc + b * H_ + j, n);
+      if (Cell::kDirect) dh_direct.store(carry_row(b) + j, n);
+      if (Cell::kCellState) dc_prev.store(dc_row(b) + j, n);
     }
   }
 
@@ -295,13 +321,13 @@ class BackwardPass {
       Cell::backward_candidate(saved, V::load(at_.h_prev[i] + j, n), dh, da_z, da_n, dh_direct);
       da_z.store(da_of(i) + H_ + j, n);
       da_n.store(da_of(i) + 2 * H_ + j, n);
-      dh_direct.store(shared_.carry + rows_.batch_row(i) * R_ + j, n);
+      dh_direct.store(carry_row(rows_.batch_row(i)) + j, n);
     }
   }
 
   void gate_gradients(int64_t i, int64_t j, int n, V dmid) const {
     if constexpr (Cell::kTwoStage) {
-      T* carry = shared_.carry + rows_.batch_row(i) * R_ + j;
+      C* carry = carry_row(rows_.batch_row(i)) + j;
       V da_r, dh_direct = V::load(carry, n);
       Cell::backward_gates(V::load(at_.saved[i] + j, n), V::load(at_.h_prev[i] + j, n), dmid, da_r,
                            dh_direct);
@@ -321,14 +347,11 @@ class BackwardPass {
       at_.row[i] = state_row(b);
       at_.a[i] = !length || cut ? shared_.zeros : da_row(t, b);
       all_zero = all_zero && at_.a[i] == shared_.zeros;
-      at_.carry_in[i] = !length                 ? p_.grad_h_n + state_row(b) * R_
-                        : cut || !Cell::kDirect ? shared_.zeros
-                                                : shared_.carry + b * R_;
+      at_.carry_in[i] = !length || (!cut && Cell::kDirect) ? carry_row(b) : shared_.zero_state;
       if (!Cell::kCellState || !p_.grad_c0) continue;
-      const T* dc = shared_.dc + b * H_;
-      if (cut) dc = shared_.zeros;
-      if (!length) dc = p_.grad_c_n ? p_.grad_c_n + state_row(b) * H_ : shared_.zeros;
-      copy_own(units_, dc, p_.grad_c0 + state_row(b) * H_);
+      const C* dc = cut ? shared_.zero_state : dc_row(b);
+      T* grad_c0 = p_.grad_c0 + state_row(b) * H_;
+      for_own(units_, [&](int64_t j, int n) { V::load(dc + j, n).store(grad_c0 + j, n); });
     }
     if (!p_.grad_h0) return;
     tiles(shared_.recurrent, outputs_, at_.a, count, all_zero,
@@ -357,9 +380,9 @@ bool backward(const Backward<T>& args, int threads) {
   const int64_t H = args.hidden, R = args.output, I = args.input;
   const bool projected = args.weights[0].w_hr != nullptr;
   const int64_t recurrent = Cell::kGates * H * R;
-  const Work work = {recurrent, 1 + Cell::kTwoStage + projected,
+  const Work work = {recurrent, 1 + Cell::kTwoStage + projected, 4 * Pack<Compute<T>>::kWidth,
                      recurrent + 2 * Cell::kGates * H * I, true};
-  const Plan plan = make_plan<T>(args, work, threads);
+  const Plan plan = make_plan<T>(args, work, Crowd::usable(threads));
 
   BackwardShared<Cell, T> shared[2];
   const auto prepare = [&](Arena& arena) {
@@ -370,7 +393,8 @@ bool backward(const Backward<T>& args, int threads) {
   prepare(measured);
   const int64_t common = measured.used();
   BackwardPointers<T>(args.batch, measured);
-  Products<T>(args.rows, Cell::kSaved * H, measured);
+  const int64_t widest = I + R > H ? I + R : H;
+  Products<T>(args.rows, Cell::kSaved * H, widest, measured);
   const int64_t per_thread = measured.used() - common;
 
   const Workspace workspace(common + per_thread * plan.threads);
@@ -388,23 +412,31 @@ bool backward(const Backward<T>& args, int threads) {
   prepare(arena);
   const RowValues<T> values[2] = {shared[0].values, shared[1].values};
   Barrier barriers[2], all;
+  Crowd crowd;
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
   {
     const int rank = thread_rank(), size = team_size();
     Arena own(workspace.data() + common + per_thread * rank);
     const BackwardPointers<T> pointers(args.batch, own);
-    Products<T> products(args.rows, Cell::kSaved * H, own);
-    const Assignment job = assign(args.directions, rank, size, barriers);
+    Products<T> products(args.rows, Cell::kSaved * H, widest, own);
+    int64_t waited = 0;
+    const int64_t begin = size > 1 ? nanoseconds() : 0;
+    const Assignment job = assign(args.directions, rank, size, barriers, &waited);
     for (int d = job.first_direction; d <= job.last_direction; ++d) {
       BackwardPass<Cell, T>(args, d, timeline, shared[d], pointers, Part{plan.split, job.team})
           .run();
       weight_gradients<Cell>(args, d, rows, values[d], products, job.team);
     }
     if (args.grad_x) {
-      if (args.directions == 2) all.wait(size);
+      if (args.directions == 2) waited += all.wait(size);
       input_gradient<Cell>(args, timeline, rows, values, products, rank, size);
     }
+    if (size > 1) {
+      waited += all.wait(size);
+      crowd.report(nanoseconds() - begin, waited);
+    }
   }
+  crowd.conclude(plan.threads);
   return true;
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "lanes.h"
+#include "terms.h"
 
 FASTRNN_NAMESPACE_BEGIN
 
@@ -19,13 +20,14 @@ constexpr int kDotAccumulators = 8;
 
 template <class T, int M>
 void dot_kernel(const T* const* a, const T* matrix, int64_t row, int valid, int64_t depth,
-                const T* bias, T* out, int64_t out_row) {
-  using V = Pack<T>;
-  constexpr int kWidth = V::kWidth;
+                const T* bias, Compute<T>* out, int64_t out_row) {
+  using V = Pack<Compute<T>>;
+  using Term = Terms<T>;
+  constexpr int kWidth = V::kWidth, kStep = kWidth * Term::kInputs;
   constexpr int kRows = kDotAccumulators / M;
   constexpr int kN = kRows < kWidth ? kRows : kWidth;
   V sums[M][kWidth];
-  const int64_t whole = depth / kWidth * kWidth;
+  const int64_t whole = depth / kStep * kStep;
   const int left = int(depth - whole);
   for (int v = 0; v < kWidth; v += kN) {
     V acc[M][kN];
@@ -35,23 +37,24 @@ void dot_kernel(const T* const* a, const T* matrix, int64_t row, int valid, int6
       // Beyond the last row: the last again, for a lane that is not used.
       w[n] = matrix + (v + n < valid ? v + n : valid - 1) * row;
 #pragma GCC unroll 4
-      for (int m = 0; m < M; ++m) acc[m][n] = V(T(0));
+      for (int m = 0; m < M; ++m) acc[m][n] = zero<V>();
     }
-    for (int64_t k = 0; k < whole; k += kWidth) {
+    for (int64_t k = 0; k < whole; k += kStep) {
 #pragma GCC unroll 16
       for (int n = 0; n < kN; ++n) {
-        const V weights = V::load(w[n] + k);
+        const V weights = Term::along(w[n] + k);
 #pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) acc[m][n] = fma(V::load(a[m] + k), weights, acc[m][n]);
+        for (int m = 0; m < M; ++m)
+          acc[m][n] = Term::multiply_add(Term::along(a[m] + k), weights, acc[m][n]);
       }
     }
     if (left) {
 #pragma GCC unroll 16
       for (int n = 0; n < kN; ++n) {
-        const V weights = V::load(w[n] + whole, left);
+        const V weights = Term::along(w[n] + whole, left);
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m)
-          acc[m][n] = fma(V::load(a[m] + whole, left), weights, acc[m][n]);
+          acc[m][n] = Term::multiply_add(Term::along(a[m] + whole, left), weights, acc[m][n]);
       }
     }
 #pragma GCC unroll 4
@@ -59,18 +62,18 @@ void dot_kernel(const T* const* a, const T* matrix, int64_t row, int valid, int6
 #pragma GCC unroll 16
       for (int n = 0; n < kN; ++n) sums[m][v + n] = acc[m][n];
   }
-  const V start = bias ? V::load(bias, valid) : V(T(0));
+  const V start = bias ? V::load(bias, valid) : zero<V>();
   for (int m = 0; m < M; ++m) {
     add_lanes<kWidth, 1>(sums[m]);
-    (start + sums[m][0]).store(out + m * out_row);
+    (start + sums[m][0]).store(out + m * out_row, valid);
   }
 }
 
-// out[m][v] = bias[v] + sum over k of a[m][k] * matrix[v * row + k], for `valid` rows v; the other
-// lanes of a register of out hold nothing of use. Any number of inputs.
+// out[m][v] = bias[v] + sum over k of a[m][k] * matrix[v * row + k], for `valid` rows v, a register
+// of them at most. Any number of inputs.
 template <class T>
 void dot_products(int inputs, const T* const* a, const T* matrix, int64_t row, int valid,
-                  int64_t depth, const T* bias, T* out, int64_t out_row) {
+                  int64_t depth, const T* bias, Compute<T>* out, int64_t out_row) {
   int m = 0;
   for (; m + kDotInputs <= inputs; m += kDotInputs)
     dot_kernel<T, kDotInputs>(a + m, matrix, row, valid, depth, bias, out + m * out_row, out_row);

@@ -25,7 +25,8 @@ struct ValidRows {
   const int64_t* index = nullptr;  // null: all rows
   RowSource<T> x;
 
-  ValidRows(const Backward<T>& p, const Timeline& timeline, Arena& arena) : count(p.rows) {
+  FASTRNN_ONCE ValidRows(const Backward<T>& p, const Timeline& timeline, Arena& arena)
+      : count(p.rows) {
     const bool equally_spaced = p.batch_sizes || p.batch == 1 || p.x_step == p.batch * p.x_row;
     int64_t* row = p.lengths ? arena.take<int64_t>(p.rows) : nullptr;
     int64_t* offset = p.lengths || !equally_spaced ? arena.take<int64_t>(p.rows) : nullptr;
@@ -51,7 +52,7 @@ template <class Cell, class T>
 void weight_gradients(const Backward<T>& p, int direction, const ValidRows<T>& rows,
                       const RowValues<T>& values, Products<T>& products, Team team) {
   constexpr int kLast = Cell::kGates - 1;
-  constexpr int64_t kBlock = Pack<T>::kWidth;
+  constexpr int64_t kBlock = Pack<Compute<T>>::kWidth;
   // In a cell's slots the gates lie as in the weights. The candidate, the last gate, may be an
   // exception: its part in W_ih has a slot of its own, or its part in W_hh met mid instead of h.
   constexpr bool kOwnSlot = Cell::kSlot[kLast] != kLast;
@@ -99,17 +100,18 @@ void input_gradient(const Backward<T>& p, const Timeline& timeline, const ValidR
   constexpr int kLast = Cell::kGates - 1;
   const int64_t H = p.hidden, I = p.input;
   const Range own(rows.count, rank, size);
-  const auto out = [&](int64_t n) { return p.grad_x + (rows.index ? rows.index[n] : n) * I; };
+  // Gates of which the slots are neighbours go together.
+  constexpr bool kOwnSlot = Cell::kSlot[kLast] != kLast;
+  constexpr int kTogether = kOwnSlot ? kLast : Cell::kGates;
+  typename Products<T>::Term terms[4];
+  int count = 0;
   for (int d = 0; d < p.directions; ++d) {
     const RowSource<T> da = {values[d].da, values[d].da_width, rows.index};
     const T* w_ih = p.weights[d].w_ih;
-    // Gates of which the slots are neighbours go together.
-    const int together = Cell::kSlot[kLast] == kLast ? Cell::kGates : kLast;
-    products.through(da, 0, own.begin, own.end, w_ih, together * H, I, d > 0, out);
-    if (together == Cell::kGates) continue;
-    products.through(da, Cell::kSlot[kLast] * H, own.begin, own.end, w_ih + together * H * I, H, I,
-                     true, out);
+    terms[count++] = {da, 0, w_ih, kTogether * H};
+    if (kOwnSlot) terms[count++] = {da, Cell::kSlot[kLast] * H, w_ih + kTogether * H * I, H};
   }
+  products.through(terms, count, own.begin, own.end, I, {p.grad_x, I, rows.index});
   if (!p.lengths) return;
   const Range steps(p.steps, rank, size);
   for (int64_t t = steps.begin; t < steps.end; ++t)

@@ -1,4 +1,4 @@
 #define FASTRNN_TARGET avx512
 #define FASTRNN_VECTOR_BYTES 64
-#define TARGET_TABLE kAvx512
+#define FASTRNN_WIDE_TYPES
 #include "target.inl"

@@ -1,4 +1,4 @@
 #define FASTRNN_TARGET baseline
 #define FASTRNN_VECTOR_BYTES 16
-#define TARGET_TABLE kBaseline
+#define FASTRNN_WIDE_TYPES
 #include "target.inl"

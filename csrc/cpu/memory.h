@@ -28,27 +28,65 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// Blocks up to this size come back from the allocator already mapped: glibc stops asking the system
-// for them after the first one was freed. (With a larger alignment it would ask each time: the
-// alignment counts as size, and the limit follows the sizes freed.)
-constexpr int64_t kReused = 32 << 20;
-
-// A block that is freed with its scope; data is null when there is no memory.
-class Workspace {
+// A block of memory that is freed with its scope; data is null when there is none.
+class Block {
  public:
-  explicit Workspace(int64_t bytes) {
-    const int64_t alignment = bytes > kReused ? kHugePage : 64;
-    bytes = (bytes + alignment) / alignment * alignment;
-    data_ = (char*)aligned_alloc(alignment, bytes);
-    prefer_huge_pages(data_, bytes);
+  Block() = default;
+  explicit Block(int64_t bytes) {
+    const int64_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
+    size_ = (bytes + alignment) / alignment * alignment;
+    data_ = (char*)aligned_alloc(alignment, size_);
+    if (!data_) size_ = 0;
+    prefer_huge_pages(data_, size_);
   }
-  ~Workspace() { free(data_); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
+  ~Block() { free(data_); }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+
   char* data() const { return data_; }
+  int64_t size() const { return size_; }
+  void swap(Block& other) {
+    char* const data = data_;
+    const int64_t size = size_;
+    data_ = other.data_, size_ = other.size_;
+    other.data_ = data, other.size_ = size;
+  }
 
  private:
-  char* data_;
+  char* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// The memory of a call. A thread keeps its largest one, up to kKept bytes, for its next call: that
+// is mapped, and partly still in the cache. (What the allocator would give lies elsewhere at each
+// call, as results come and go beside it.)
+class Workspace {
+ public:
+  Workspace() = default;
+  explicit Workspace(int64_t bytes) { allocate(bytes); }
+  ~Workspace() {
+    if (block_.size() <= kKept && block_.size() > kept().size()) block_.swap(kept());
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  void allocate(int64_t bytes) {
+    if (kept().size() >= bytes) {
+      block_.swap(kept());
+    } else {
+      Block(bytes).swap(block_);
+    }
+  }
+  char* data() const { return block_.data(); }
+
+ private:
+  static constexpr int64_t kKept = 32 << 20;
+  static Block& kept() {
+    static thread_local Block block;
+    return block;
+  }
+
+  Block block_;
 };
 
 FASTRNN_NAMESPACE_END

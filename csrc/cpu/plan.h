@@ -16,9 +16,11 @@ struct Machine {
   static constexpr double kNear = 90e9;        // bytes/s of weights from its own L2
   static constexpr double kFar = 30e9;         // and from the shared cache or memory
   static constexpr double kNearBytes = 700e3;  // what of a core's L2 weights may take
-  static constexpr double kBarrier = 0.4e-6;   // seconds for a team to meet
-  static constexpr double kFork = 4e-6;        // seconds to start and end a parallel region
   static constexpr double kFullRows = 4;       // rows from which the arithmetic is at full rate
+  // Seconds for threads to meet, and to start and end a parallel region: each of them adds an
+  // access to a line that all write to.
+  static constexpr double barrier(int threads) { return 0.3e-6 + 0.05e-6 * threads; }
+  static constexpr double fork(int threads) { return 2e-6 + 1e-6 * threads; }
 };
 
 // Whether weights of `depth` inputs are packed for a call of so many rows, or multiplied as they
@@ -28,24 +30,36 @@ inline bool packing_pays(int64_t rows, int64_t depth) {
 }
 
 struct Plan {
-  int threads;  // of the parallel region
-  Split split;  // within the team of a direction
+  int threads;     // of the parallel region
+  Split split;     // within the team of a direction
+  double seconds;  // that a step should take
 };
 
 // What a pass multiplies, per direction.
 struct Work {
   int64_t recurrent;  // values of the matrix every step multiplies
   int stages;         // products of a step that wait for each other
+  int64_t block;      // units change hands in blocks of so many
   int64_t others;     // values that each row meets in products outside the recurrence
   // Whether those products are divided among all threads, or belong to the owners of the rows.
   bool others_divide;
 };
 
+// The largest of near-equal shares of `count`, as a part of it, in whole blocks.
+inline double largest_share(int64_t count, int64_t block, int team) {
+  if (count == 0) return 1;
+  const int64_t blocks = (count + block - 1) / block;
+  const double share = double((blocks + team - 1) / team * block) / count;
+  return share < 1 ? share : 1;
+}
+
+// The better split among so many threads.
 template <class T>
-inline Plan make_plan(const Sizes& sizes, const Work& work, int threads) {
+FASTRNN_ONCE Plan plan_for(const Sizes& sizes, const Work& work, int threads) {
   const double flops = Machine::kFlops * 4 / sizeof(T);
   const double bytes = double(work.recurrent) * sizeof(T);
-  const double rows = sizes.steps > 0 ? double(sizes.rows) / sizes.steps : 0;
+  const double steps = sizes.steps > 0 ? double(sizes.steps) : 1;
+  const double rows = sizes.rows / steps;
   const auto step_time = [&](double own_rows, double own_bytes) {
     const double padded = own_rows > Machine::kFullRows ? own_rows : Machine::kFullRows;
     const double multiply = 2 * (own_bytes / sizeof(T)) * padded / flops;
@@ -53,19 +67,34 @@ inline Plan make_plan(const Sizes& sizes, const Work& work, int threads) {
         own_bytes / (own_bytes < Machine::kNearBytes ? Machine::kNear : Machine::kFar);
     return multiply > load ? multiply : load;
   };
-  const int team = sizes.directions == 2 && threads > 1 ? (threads + 1) / 2 : threads;
-  const double fork = sizes.steps > 0 ? Machine::kFork / sizes.steps : 0;
   const double others = 2 * work.others * rows / flops;
-  const double serial = (step_time(rows, bytes) + others) * sizes.directions;
-  const double own_rows = double((int64_t(rows) + team - 1) / team);
-  const double by_rows = step_time(own_rows, bytes) + others / team + fork;
-  const double by_units = step_time(rows, bytes / team) + others / team +
-                          (team > 1 ? work.stages * Machine::kBarrier : 0) + fork;
+  if (threads == 1) return {1, Split::rows, (step_time(rows, bytes) + others) * sizes.directions};
+
+  const int team = sizes.directions == 2 ? (threads + 1) / 2 : threads;
+  const double unit_share = largest_share(sizes.hidden, work.block, team);
+  const double row_share = largest_share(int64_t(rows), 1, team);
+  const double fork = Machine::fork(threads) / steps;
+  const double meet = team > 1 ? work.stages * Machine::barrier(team) : 0;
+  const auto others_time = [&](double share) {
+    return others * (work.others_divide ? 1.0 / team : share);
+  };
+  const double by_rows = step_time(rows * row_share, bytes) + others_time(row_share) + fork;
+  const double by_units =
+      step_time(rows, bytes * unit_share) + others_time(unit_share) + meet + fork;
   const bool enough_rows = sizes.batch >= team || work.others_divide;
-  const Split split = enough_rows && by_rows <= by_units ? Split::rows : Split::units;
-  const double parallel = split == Split::rows ? by_rows : by_units;
-  if (threads == 1 || serial <= parallel) return {1, Split::rows};
-  return {threads, split};
+  if (enough_rows && by_rows <= by_units) return {threads, Split::rows, by_rows};
+  return {threads, Split::units, by_units};
+}
+
+// The best of all threads, half of them, and so on: where a step is short, more are not faster.
+template <class T>
+FASTRNN_ONCE Plan make_plan(const Sizes& sizes, const Work& work, int threads) {
+  Plan best = plan_for<T>(sizes, work, 1);
+  for (; threads > 1; threads /= 2) {
+    const Plan plan = plan_for<T>(sizes, work, threads);
+    if (plan.seconds < best.seconds) best = plan;
+  }
+  return best;
 }
 
 // The team a thread of the region belongs to, and the directions it works on.
@@ -74,11 +103,11 @@ struct Assignment {
   int first_direction, last_direction;  // inclusive
 };
 
-inline Assignment assign(int directions, int rank, int size, Barrier* barriers) {
-  if (directions == 1 || size == 1) return {{rank, size, &barriers[0]}, 0, directions - 1};
+inline Assignment assign(int directions, int rank, int size, Barrier* barriers, int64_t* waited) {
+  if (directions == 1 || size == 1) return {{rank, size, &barriers[0], waited}, 0, directions - 1};
   const int first = (size + 1) / 2;
-  if (rank < first) return {{rank, first, &barriers[0]}, 0, 0};
-  return {{rank - first, size - first, &barriers[1]}, 1, 1};
+  if (rank < first) return {{rank, first, &barriers[0], waited}, 0, 0};
+  return {{rank - first, size - first, &barriers[1], waited}, 1, 1};
 }
 
 FASTRNN_NAMESPACE_END

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sched.h>
+#include <time.h>
 
 #include "../core/platform.h"
 
@@ -22,36 +23,109 @@ inline int thread_rank() { return 0; }
 inline int team_size() { return 1; }
 #endif
 
-// Sense by counting: each round adds `size` arrivals. Spins briefly, then gives its core away:
-// the thread waited for may need that very core.
+inline int64_t nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
+}
+
+// Returns when the counter has come to the target. Spins briefly, then gives its core away: the
+// thread waited for may need that very core. The result is how many nanoseconds it did that.
+inline int64_t wait_until(const uint64_t& counter, uint64_t target) {
+  constexpr int kSpins = 2000;
+  int64_t begin = 0;
+  for (int spins = 0; __atomic_load_n(&counter, __ATOMIC_ACQUIRE) < target; ++spins) {
+    if (spins < kSpins) {
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    } else {
+      if (!begin) begin = nanoseconds();
+      sched_yield();
+    }
+  }
+  return begin ? nanoseconds() - begin : 0;
+}
+
+// Sense by counting: each round adds `size` arrivals.
 class Barrier {
  public:
-  void wait(int size) {
-    if (size == 1) return;
+  int64_t wait(int size) {
+    if (size == 1) return 0;
     const uint64_t ticket = __atomic_fetch_add(&arrived_, 1u, __ATOMIC_ACQ_REL);
-    const uint64_t target = (ticket / size + 1) * size;
-    int spins = 0;
-    while (__atomic_load_n(&arrived_, __ATOMIC_ACQUIRE) < target) {
-      if (++spins < kSpins) {
-#if defined(__x86_64__)
-        _mm_pause();
-#endif
-      } else {
-        sched_yield();
-      }
-    }
+    return wait_until(arrived_, (ticket / size + 1) * size);
   }
 
  private:
-  static constexpr int kSpins = 2000;
   alignas(64) uint64_t arrived_ = 0;
 };
 
-// The threads that work on one direction.
+// A core that other programs compute on is away for milliseconds at a time, and all threads of a
+// call wait for the one on it. After such a call a thread makes the next ones alone: 2 of them,
+// then 4, 8 ... up to 64, as long as those in between that try again find the core away still.
+// Results do not depend on it. More threads than cores are what somebody wants to see.
+class Crowd {
+ public:
+  // How many of so many threads to use now.
+  static int usable(int threads) {
+    State& state = own();
+    if (state.alone == 0 || threads == 1) return threads;
+    --state.alone;
+    return 1;
+  }
+
+  // Each thread of a team reports, at its end, how long it took and how much of that it waited.
+  void report(int64_t took, int64_t waited) {
+    constexpr int64_t kLeast = 100000;  // nanoseconds; less is the way of threads
+    if (waited > kLeast && waited > took * 0.6) __atomic_store_n(&late_, 1, __ATOMIC_RELAXED);
+  }
+
+  // The caller's conclusion, after all have reported.
+  void conclude(int threads) const {
+    if (threads == 1) return;
+    State& state = own();
+    constexpr int kMost = 64;
+    const int longer = state.turn < kMost ? 2 * state.turn : kMost;
+    state.turn = late_ && threads <= cores() ? longer : 1;
+    state.alone = state.turn > 1 ? state.turn : 0;
+  }
+
+ private:
+  struct State {
+    int alone = 0;  // calls still to be made on one thread
+    int turn = 1;   // how many those were at first; 1: none, all is well
+  };
+  static State& own() {
+    static thread_local State state;
+    return state;
+  }
+  static int cores() {
+#if defined(_OPENMP)
+    return omp_get_num_procs();
+#else
+    return 1;
+#endif
+  }
+
+  int late_ = 0;
+};
+
+// How many steps a layer has done, for the layer above that follows it on another thread.
+class Progress {
+ public:
+  void publish(int64_t steps) { __atomic_store_n(&steps_, uint64_t(steps), __ATOMIC_RELEASE); }
+  void wait_for(int64_t steps) const { (void)wait_until(steps_, uint64_t(steps)); }
+
+ private:
+  alignas(64) uint64_t steps_ = 0;
+};
+
+// The threads that work on one direction, as one of them sees it.
 struct Team {
   int rank, size;
   Barrier* barrier;
-  void wait() const { barrier->wait(size); }
+  int64_t* waited;  // nanoseconds
+  void wait() const { *waited += barrier->wait(size); }
 };
 
 // Part `rank` of `size` near-equal parts of [0, count).

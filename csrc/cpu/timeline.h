@@ -10,7 +10,8 @@ FASTRNN_NAMESPACE_BEGIN
 // Batch rows in order of decreasing length, so that the rows alive at a step are the first ones.
 class Timeline {
  public:
-  Timeline(const Sizes& sizes, Arena& arena) : sizes_(sizes) {
+  Timeline() = default;
+  FASTRNN_ONCE Timeline(const Sizes& sizes, Arena& arena) : sizes_(&sizes) {
     const int64_t T = sizes.steps, B = sizes.batch;
     if (sizes.lengths || sizes.batch_sizes) {
       alive_ = arena.take<int64_t>(T);
@@ -32,31 +33,31 @@ class Timeline {
     }
   }
 
-  int64_t alive(int64_t t) const { return alive_ ? alive_[t] : sizes_.batch; }
-  int64_t length(int64_t i) const { return length_ ? length_[i] : sizes_.steps; }
+  int64_t alive(int64_t t) const { return alive_ ? alive_[t] : sizes_->batch; }
+  int64_t length(int64_t i) const { return length_ ? length_[i] : sizes_->steps; }
   int64_t batch_row(int64_t i) const { return order_ ? order_[i] : i; }
-  int64_t row(int64_t t, int64_t b) const { return (offset_ ? offset_[t] : t * sizes_.batch) + b; }
+  int64_t row(int64_t t, int64_t b) const { return (offset_ ? offset_[t] : t * sizes_->batch) + b; }
   bool reset(int64_t t, int64_t b) const {
-    return sizes_.reset && sizes_.reset[t * sizes_.reset_step + b * sizes_.reset_row];
+    return sizes_->reset && sizes_->reset[t * sizes_->reset_step + b * sizes_->reset_row];
   }
 
  private:
   // Counting sort, stable; count has T + 2 entries.
   void sort_by_length(int64_t* count) {
-    const int64_t T = sizes_.steps, B = sizes_.batch;
+    const int64_t T = sizes_->steps, B = sizes_->batch;
     for (int64_t n = 0; n < T + 2; ++n) count[n] = 0;
-    for (int64_t b = 0; b < B; ++b) ++count[T - sizes_.lengths[b] + 1];
+    for (int64_t b = 0; b < B; ++b) ++count[T - sizes_->lengths[b] + 1];
     for (int64_t n = 1; n < T + 2; ++n) count[n] += count[n - 1];
     // count[T - l] is now the number of rows longer than l.
     for (int64_t t = 0; t < T; ++t) alive_[t] = count[T - t];
     for (int64_t b = 0; b < B; ++b) {
-      const int64_t i = count[T - sizes_.lengths[b]]++;
+      const int64_t i = count[T - sizes_->lengths[b]]++;
       order_[i] = b;
-      length_[i] = sizes_.lengths[b];
+      length_[i] = sizes_->lengths[b];
     }
   }
 
-  const Sizes& sizes_;
+  const Sizes* sizes_ = nullptr;
   int64_t* alive_ = nullptr;
   int64_t* length_ = nullptr;
   int64_t* order_ = nullptr;

@@ -19,6 +19,7 @@ DIRECT_CELL = {
     name: (index, cell.gates, cell.has_cell_state)
     for index, (name, cell) in enumerate(CELLS.items())
 }
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _CELL_INDEX = {name: index for index, name in enumerate(CELLS)}
 _ISA_OF_ATEN = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
 
@@ -92,9 +93,15 @@ class CpuBackend(FusedBackend):
     def supports(self, problem: Problem) -> Verdict:
         if problem.device.type != "cpu":
             return Verdict(False, f"runs on the CPU only, not on {problem.device.type}")
-        if problem.dtype not in (torch.float32, torch.float64):
-            return Verdict(False, f"float32 and float64 only, not {problem.dtype}")
-        return Verdict(True, load()[1])
+        if problem.dtype not in _DTYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            return Verdict(False, f"{names} only, not {problem.dtype}")
+        extension, reason = load()
+        narrow = problem.dtype != problem.state_dtype
+        if narrow and extension is not None and not extension.serves_16_bits():
+            isa = extension.active_target()
+            return Verdict(False, f"{problem.dtype} needs AVX2 kernels, not those for {isa}")
+        return Verdict(True, reason)
 
     def forward(self, problem: Problem, inputs: LayerInputs) -> LayerOutputs:
         index = _CELL_INDEX[problem.cell.name]

@@ -1,6 +1,6 @@
 """torch's own fused operators, for what torch.nn offers and our kernels do not serve.
 
-Other dtypes (half, bfloat16, complex), other devices, tracing. A row of a benchmark that this
+Other dtypes (complex), other devices, tracing. A row of a benchmark that this
 backend served is torch's, not ours.
 """
 

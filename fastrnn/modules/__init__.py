@@ -8,7 +8,8 @@ torch.nn lacks. They subclass ``torch.nn.RNNBase`` and ``torch.nn.RNNCellBase``,
 
 from __future__ import annotations
 
+from ._prepacked import prepacked
 from .cell import GRUCell, LSTMCell, RNNCell
 from .sequence import GRU, LSTM, RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "prepacked"]

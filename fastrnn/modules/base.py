@@ -40,6 +40,11 @@ def check_flag(name: str, value: object) -> bool:
     return value
 
 
+def without_prepacked(state: dict[str, Any]) -> dict[str, Any]:
+    """The ``__dict__`` of a module for its copies: packed weights (``prepacked``) stay behind."""
+    return {key: value for key, value in state.items() if key != "_prepacked"}
+
+
 _TORCH_METHODS = {
     getattr(module, name)
     for module in (nn.RNNBase, nn.LSTM)
@@ -82,8 +87,8 @@ class SequenceModule(nn.RNNBase):
         lengths: Tensor | Sequence[int] | None,
         reset: Tensor | None,
     ) -> Any:
-        if lengths is None and reset is None:
-            result = self._run_directly(input, hx)
+        if reset is None:
+            result = self._run_directly(input, hx, lengths)
             if result is not None:
                 return result
         self._update_flat_weights()
@@ -121,13 +126,23 @@ class SequenceModule(nn.RNNBase):
         output, hidden, cell_states = self._layers(input, states, weights, lengths, reset)
         return (output, hidden, cell_states) if self.return_cell_states else (output, hidden)
 
-    def _run_directly(self, input: Tensor | PackedSequence, hx: Any) -> Any:
+    def _run_directly(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Tensor | Sequence[int] | None,
+    ) -> Any:
         """The result of a plain call that nothing but its caller looks at, or None."""
         direct = backends.direct()
         if direct is None or self.return_cell_states or not self._checks_as_torch:
             return None
         cell = _DIRECT_CELL_OF_MODE[self.mode]
-        return direct.sequence(self.__dict__, input, hx, *cell, num_threads())
+        if type(input) is not PackedSequence:
+            return direct.sequence(self.__dict__, input, hx, lengths, *cell, num_threads())
+        result = None
+        if lengths is None:
+            result = direct.packed(self.__dict__, input, hx, *cell, num_threads())
+        return result and (PackedSequence._make((result[0], *input[1:])), result[1])
 
     def _run_packed(
         self,
@@ -233,6 +248,10 @@ class SequenceModule(nn.RNNBase):
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         return f"{extra}, recompute=True" if self.recompute else extra
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return without_prepacked(state)
 
     def flatten_parameters(self) -> None:
         """torch's own, for its fallback on GPUs; it does not know the modes torch lacks."""

@@ -19,12 +19,12 @@ from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, NONLINEARITIES
 from ..problem import LayerInputs
 from ._dispatch import TorchForward, recorded, seen_by_torch_function
-from .base import check_flag
+from .base import check_flag, without_prepacked
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-class _CellModule(nn.RNNCellBase):
+class CellModule(nn.RNNCellBase):
     """One step as a sequence of length 1.
 
     Parameters and their initial values are those of ``torch.nn.RNNCellBase``. What torch's module
@@ -105,6 +105,9 @@ class _CellModule(nn.RNNCellBase):
         except KeyError:  # reparametrized, or replaced by plain tensors
             return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
+    def __getstate__(self) -> dict[str, Any]:
+        return without_prepacked(self.__dict__)
+
     def _check_rank(self, name: str, tensor: Tensor) -> None:
         if tensor.dim() not in (1, 2):
             cell = type(self).__name__
@@ -123,7 +126,7 @@ def _without_first(tensor: Tensor) -> Tensor:
     return torch.squeeze_copy(tensor, 0)
 
 
-class RNNCell(_CellModule):
+class RNNCell(CellModule):
     r"""One step of a vanilla recurrence (Elman 1990), in place of ``torch.nn.RNNCell``.
 
     .. math:: h' = g(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
@@ -183,7 +186,7 @@ class RNNCell(_CellModule):
         return step[0]
 
 
-class LSTMCell(_CellModule):
+class LSTMCell(CellModule):
     r"""One step of a long short-term memory, in place of ``torch.nn.LSTMCell``.
 
     .. math::
@@ -248,7 +251,7 @@ class LSTMCell(_CellModule):
         return h, c
 
 
-class GRUCell(_CellModule):
+class GRUCell(CellModule):
     r"""One step of a gated recurrent unit, in both forms, in place of ``torch.nn.GRUCell``.
 
     .. math::
