@@ -37,7 +37,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "FASTRNN_CUDA",
         "",
-        "CUDA kernels: 0 leaves them out; 1 insists; auto compiles where nvcc and a GPU are",
+        "CUDA kernels: 1 compiles them; 0 and auto leave them out",
         build_time=True,
     ),
     Variable("FASTRNN_CUDA_ARCHS", "", "GPUs to compile for, as in CMake", build_time=True),
