@@ -32,12 +32,12 @@ struct BackwardArgs : Layer {
 
   int64_t rows = 0, reserve_width = 0;
   const S* c0 = nullptr;
-  const S* cell_states = nullptr;
+  const N* cell_states = nullptr;
   const S* reserve = nullptr;
   const S* grad_y = nullptr;
   const S* grad_h_n = nullptr;
   const S* grad_c_n = nullptr;
-  const S* grad_cell_states = nullptr;
+  const N* grad_cell_states = nullptr;
   const S* h_prev[2] = {};  // by direction: (dense rows, R)
   S* da[2] = {};            // (dense rows, S*H)
   S* dh[2] = {};            // (dense rows, R), with a projection
@@ -80,7 +80,8 @@ class BackwardUnit {
   }
   FASTRNN_DEVICE N gradient_of_c() const {
     const int64_t H = p_.hidden;
-    const N above = value(p_.grad_cell_states, (row_ * p_.directions + d_) * H + j_);
+    const N* states = p_.grad_cell_states;
+    const N above = states ? states[(row_ * p_.directions + d_) * H + j_] : N(0);
     if (last_) return above + value(p_.grad_c_n, batch_row_ * H + j_);
     return above + (cut_ ? N(0) : p_.dc[by_place(H)]);
   }
@@ -89,7 +90,7 @@ class BackwardUnit {
   }
   FASTRNN_DEVICE N h_prev() const { return Math::load(p_.h_prev[d_][dense_ * p_.output + j_]); }
   FASTRNN_DEVICE N c_of(int64_t row) const {
-    return Math::load(p_.cell_states[(row * p_.directions + d_) * p_.hidden + j_]);
+    return p_.cell_states[(row * p_.directions + d_) * p_.hidden + j_];
   }
   FASTRNN_DEVICE N c_prev() const {
     if (p_.time.is_reset(t_, place_)) return N(0);

@@ -26,7 +26,7 @@ struct ForwardArgs : Layer {
   S* y = nullptr;            // (rows, D*R)
   S* h_n = nullptr;          // (D, B, R)
   S* c_n = nullptr;          // (D, B, H)
-  S* cell_states = nullptr;  // (rows, D*H) or null
+  N* cell_states = nullptr;  // (rows, D*H) or null
   S* reserve = nullptr;      // (D, rows, reserve_width) or null
   int64_t rows = 0, reserve_width = 0;
 };
@@ -71,9 +71,8 @@ class ForwardUnit {
     if (last_) p_.h_n[batch_row_ * p_.output + j_] = stored;
   }
   FASTRNN_DEVICE void output_c(N c) const {
-    const S stored = Math::store(c);
-    if (p_.cell_states) p_.cell_states[(row_ * p_.directions + d_) * p_.hidden + j_] = stored;
-    if (last_) p_.c_n[batch_row_ * p_.hidden + j_] = stored;
+    if (p_.cell_states) p_.cell_states[(row_ * p_.directions + d_) * p_.hidden + j_] = c;
+    if (last_) p_.c_n[batch_row_ * p_.hidden + j_] = Math::store(c);
   }
 
   const Args& p_;

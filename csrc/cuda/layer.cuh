@@ -45,7 +45,7 @@ int64_t cuda_forward(const CudaForward& p, const CudaCall& call) {
     args.b_ih[d] = (const S*)p.weights[d].b_ih, args.b_hh[d] = (const S*)p.weights[d].b_hh;
   }
   args.y = (S*)p.y, args.h_n = (S*)p.h_n, args.c_n = (S*)p.c_n;
-  args.cell_states = (S*)p.cell_states, args.reserve = (S*)p.reserve;
+  args.cell_states = (N*)p.cell_states, args.reserve = (S*)p.reserve;
   args.rows = p.rows, args.reserve_width = Cell::kSaved * H + (kProjected ? R : 0);
   schedule.pack_weights(args);
   StartArgs<Math> starting = {args.time,
@@ -105,13 +105,13 @@ int64_t cuda_backward(const CudaBackward& p, const CudaCall& call) {
 
   args.time = time.on_device(call.stream);
   args.rows = p.rows, args.reserve_width = Cell::kSaved * H + (kProjected ? R : 0);
-  args.c0 = (const S*)p.c0, args.cell_states = (const S*)p.cell_states;
+  args.c0 = (const S*)p.c0, args.cell_states = (const N*)p.cell_states;
   args.reserve = (const S*)p.reserve;
   args.grad_y = (const S*)p.grad_y, args.grad_h_n = (const S*)p.grad_h_n;
-  args.grad_c_n = (const S*)p.grad_c_n, args.grad_cell_states = (const S*)p.grad_cell_states;
+  args.grad_c_n = (const S*)p.grad_c_n, args.grad_cell_states = (const N*)p.grad_cell_states;
   RestoreArgs<Math> restoring = {
-      args.time,    H,  R, p.rows, args.reserve_width, int(D), (const S*)p.h0, args.cell_states,
-      args.reserve, {}, {}};
+      args.time,        H,  R, p.rows, args.reserve_width, int(D), (const S*)p.h0, args.reserve,
+      args.cell_states, {}, {}};
   bool restores = false;
   for (int d = 0; d < D; ++d) {
     restoring.h_prev[d] = (S*)p.h_prev[d], restoring.mid[d] = (S*)p.mid[d];

@@ -86,7 +86,8 @@ struct StartArgs {
   typename Math::Number* state;  // (D, B, H) by place: c0, or h0 where a cell reads it; or null
   Exchange exchange;             // zero
   int64_t places;
-  S *y, *h_n, *c_n, *cell_states;
+  S *y, *h_n, *c_n;
+  typename Math::Number* cell_states;
 };
 template <class Math>
 __global__ void start(const __grid_constant__ StartArgs<Math> a) {
@@ -116,8 +117,7 @@ __global__ void start(const __grid_constant__ StartArgs<Math> a) {
     if (t < a.time.length_of(place)) continue;
     const int64_t row = a.time.row(t, place);
     if (j < a.directions * R) a.y[row * a.directions * R + j] = Math::store(N(0));
-    if (a.cell_states && j < a.directions * H)
-      a.cell_states[row * a.directions * H + j] = Math::store(N(0));
+    if (a.cell_states && j < a.directions * H) a.cell_states[row * a.directions * H + j] = N(0);
   }
 }
 
@@ -128,7 +128,8 @@ struct RestoreArgs {
   Timeline time;
   int64_t hidden, output, rows, reserve_width;
   int directions;
-  const S *h0, *cell_states, *reserve;
+  const S *h0, *reserve;
+  const typename Math::Number* cell_states;
   S* h_prev[2];  // (dense rows, R), or null
   S* mid[2];     // (dense rows, H) r h of gru_reset_before, o tanh(c) before a projection; or null
 };
@@ -152,7 +153,7 @@ __global__ void restore(const __grid_constant__ RestoreArgs<Math> a) {
 #pragma unroll
       for (int k = 0; k < Cell::kSaved; ++k) saved[k] = Math::load(reserved(t)[k * H + j]);
       if constexpr (Cell::kCellState)
-        c = Math::load(a.cell_states[(a.time.row(t, place) * a.directions + d) * H + j]);
+        c = a.cell_states[(a.time.row(t, place) * a.directions + d) * H + j];
       return Cell::output(saved, c, h_prev);
     };
     N h = a.h0 && j < R ? Math::load(a.h0[batch_row * R + j]) : N(0);
