@@ -281,7 +281,7 @@ def test_without_compiler_an_insisting_build_fails(
     [
         ("FASTRNN_NATIVE", "yes", "FASTRNN_NATIVE: expected 0, 1 or nothing, got 'yes'"),
         ("MAX_JOBS", "0", "MAX_JOBS: expected a positive number, got '0'"),
-        ("CXX", "no-such-compiler", "compiling fastrnn's C++ kernels failed, see above"),
+        ("CXX", "no-such-compiler", "compiling fastrnn's kernels failed, see above"),
     ],
 )
 def test_wrong_environment_fails_and_is_named(
