@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import sys
 import sysconfig
 import zlib
 from collections.abc import Iterator
@@ -18,14 +17,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
+from cuda_emulator import runner
 
 from fastrnn import backends
 from fastrnn.backends.cuda import REGIMES, CudaBackend
 from fastrnn.problem import Problem
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "cuda_emulator"))
-
-import runner
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 

@@ -1,4 +1,4 @@
-"""The emulator of CUDA kernels: what it computes, and that it reports what kernels do wrong."""
+"""The emulator of CUDA kernels: what it computes, and which devices it stands for."""
 
 from __future__ import annotations
 
@@ -12,49 +12,16 @@ import pytest
 import torch
 from cuda_emulator import runner
 from cuda_emulator.runner import Emulated, EmulatorFault, Launch
+from emulator_kernels import CHECKED, load, run
 
 if runner.compiler() is None:
     pytest.skip("no C++ compiler", allow_module_level=True)
-
-Load = Callable[..., Emulated]
-CHECKED = pytest.mark.parametrize("checked", [False, True], ids=["plain", "checked"])
-
-
-@pytest.fixture(scope="session")
-def libraries(pytestconfig: pytest.Config) -> Path:
-    """Where compiled kernels are kept from one run to the next."""
-    assert pytestconfig.cache is not None
-    return pytestconfig.cache.mkdir("cuda_emulator")
-
-
-@pytest.fixture(scope="session")
-def load(libraries: Path) -> Load:
-    """Gives the emulator with one of the kernel files, compiled when it has changed."""
-
-    def compiled(name: str, *, checked: bool, **configuration: int) -> Emulated:
-        source = runner.HERE / "kernels" / f"{name}.cpp"
-        emulated = Emulated(runner.build([source], checked=checked, cache=libraries))
-        emulated.configure(**configuration)
-        return emulated
-
-    return compiled
-
-
-def run(emulated: Emulated, kernel: str, launch: Launch, *arguments: object) -> None:
-    """Start a kernel whose argument is a struct of pointers, given as arrays, and ints."""
-    kinds = [ctypes.c_int if isinstance(a, int) else ctypes.c_void_p for a in arguments]
-    struct = type(
-        "Args", (ctypes.Structure,), {"_fields_": [(f"_{i}", k) for i, k in enumerate(kinds)]}
-    )
-    values = [a if isinstance(a, int) else runner.pointer(a) for a in arguments]
-    emulated.call(f"run_{kernel}", ctypes.byref(launch), ctypes.byref(struct(*values)))
-
 
 # ---- What device.cuh's functions compute
 
 
 @CHECKED
-def test_every_thread_of_the_grid_runs_once_and_knows_its_place(load: Load, checked: bool) -> None:
+def test_every_thread_of_the_grid_runs_once_and_knows_its_place(checked: bool) -> None:
     seen = np.zeros((3, 2, 4, 64, 8), np.int32)
     run(load("primitives", checked=checked), "places", Launch((4, 2, 3), 64, cluster=2), seen)
     z, y, x, thread = np.indices(seen.shape[:4])
@@ -64,7 +31,7 @@ def test_every_thread_of_the_grid_runs_once_and_knows_its_place(load: Load, chec
 
 @CHECKED
 @pytest.mark.parametrize("mask", [1, 2, 4, 8, 16, 31])
-def test_exchanges_within_a_warp(load: Load, checked: bool, mask: int) -> None:
+def test_exchanges_within_a_warp(checked: bool, mask: int) -> None:
     generator = np.random.default_rng(mask)
     value, source = np.arange(32) + 0.5, generator.integers(0, 32, 32).astype(np.int32)
     out = np.zeros((6, 32))
@@ -96,7 +63,7 @@ def _floats() -> np.ndarray:
     return np.concatenate([*near, -every]).astype(np.float32)
 
 
-def test_conversions_are_those_of_the_hardware(load: Load) -> None:
+def test_conversions_are_those_of_the_hardware() -> None:
     """Bit for bit; numpy and torch round the same way, but keep other bits of a NaN."""
     x = _floats()
     half, bfloat16 = np.zeros((2, len(x)), np.uint16)
@@ -159,7 +126,7 @@ def _fragments(matrix: np.ndarray, place: Callable[..., tuple[int, int]], count:
 
 @CHECKED
 @pytest.mark.parametrize("dtype", ["half", "bfloat16", "tf32"])
-def test_matrix_products(load: Load, checked: bool, dtype: str) -> None:
+def test_matrix_products(checked: bool, dtype: str) -> None:
     generator = np.random.default_rng(5)
     depth = 8 if dtype == "tf32" else 16
     # Whole numbers, so that sums are exact whatever their order.
@@ -185,7 +152,7 @@ def test_matrix_products(load: Load, checked: bool, dtype: str) -> None:
 
 
 @CHECKED
-def test_shared_memory_and_barriers(load: Load, checked: bool) -> None:
+def test_shared_memory_and_barriers(checked: bool) -> None:
     start = np.arange(5 * 128, dtype=np.float32).reshape(5, 128)
     expected = start.copy()
     for _ in range(4):
@@ -198,7 +165,7 @@ def test_shared_memory_and_barriers(load: Load, checked: bool) -> None:
 
 
 @CHECKED
-def test_shared_memory_begins_as_nan(load: Load, checked: bool) -> None:
+def test_shared_memory_begins_as_nan(checked: bool) -> None:
     out = np.zeros((40, 64), np.uint16)
     emulated = load("primitives", checked=checked)
     run(emulated, "fresh", Launch(40, 32, shared_bytes=128), out, 64)
@@ -208,7 +175,7 @@ def test_shared_memory_begins_as_nan(load: Load, checked: bool) -> None:
 
 
 @CHECKED
-def test_locals_begin_as_garbage(load: Load, checked: bool) -> None:
+def test_locals_begin_as_garbage(checked: bool) -> None:
     data = np.zeros(4, np.float32)
     run(load("faults", checked=checked), "unset_local", Launch(), data, 4)
     assert (np.abs(data) > 1e38).all()
@@ -260,9 +227,7 @@ def exchanged(steps: int = 6) -> np.ndarray:
 
 @CHECKED
 @KERNELS
-def test_blocks_exchange_the_same_bits_in_every_order(
-    load: Load, checked: bool, kernel: str
-) -> None:
+def test_blocks_exchange_the_same_bits_in_every_order(checked: bool, kernel: str) -> None:
     for seed in range(10):
         result = exchange(load("exchange", checked=checked, seed=seed), kernel)
         np.testing.assert_array_equal(result, exchanged())
@@ -274,7 +239,7 @@ GLOBAL_MISTAKES = pytest.mark.parametrize(
 
 
 @GLOBAL_MISTAKES
-def test_a_mistake_in_the_exchange_changes_results(load: Load, mistake: str) -> None:
+def test_a_mistake_in_the_exchange_changes_results(mistake: str) -> None:
     """Also without the race detector: orders differ widely enough between seeds."""
     wrong = 0
     for seed in range(20):
@@ -284,13 +249,13 @@ def test_a_mistake_in_the_exchange_changes_results(load: Load, mistake: str) -> 
 
 
 @GLOBAL_MISTAKES
-def test_a_mistake_in_the_exchange_is_a_race(load: Load, mistake: str) -> None:
+def test_a_mistake_in_the_exchange_is_a_race(mistake: str) -> None:
     for seed in range(5):
         with pytest.raises(EmulatorFault, match=r"through_global.*race: block .* thread .*copies"):
             exchange(load("exchange", checked=True, seed=seed), "through_global", mistake)
 
 
-def test_no_cluster_barrier(load: Load) -> None:
+def test_no_cluster_barrier() -> None:
     with pytest.raises(EmulatorFault, match=r"race: .* of its cluster.* shared memory of block"):
         exchange(load("exchange", checked=True), "through_cluster", "no cluster barrier")
     results = [
@@ -300,7 +265,7 @@ def test_no_cluster_barrier(load: Load) -> None:
     assert sum(not np.array_equal(result, exchanged()) for result in results) >= 10
 
 
-def test_shared_memory_of_a_block_that_has_returned(load: Load) -> None:
+def test_shared_memory_of_a_block_that_has_returned() -> None:
     faults = []
     for seed in range(20):
         try:
@@ -315,7 +280,7 @@ def test_shared_memory_of_a_block_that_has_returned(load: Load) -> None:
     assert all("of a block that has returned" in fault for fault in faults)
 
 
-def test_a_seed_gives_one_order(load: Load) -> None:
+def test_a_seed_gives_one_order() -> None:
     """A fault can be looked at again: the same seed, the same wrong result."""
     results = [
         [
@@ -328,7 +293,7 @@ def test_a_seed_gives_one_order(load: Load) -> None:
     assert any(not np.array_equal(results[0][0], other) for other in results[0])
 
 
-def test_threads_of_the_host_do_not_meet(load: Load) -> None:
+def test_threads_of_the_host_do_not_meet() -> None:
     emulated = load("exchange", checked=False)
     results: list[np.ndarray] = []
 
@@ -343,141 +308,6 @@ def test_threads_of_the_host_do_not_meet(load: Load) -> None:
     assert len(results) == 20
     for result in results:
         np.testing.assert_array_equal(result, exchanged(60))
-
-
-# ---- Faults
-
-# A kernel that is not exported is known by its place.
-WHERE = (
-    r"kernel (fastrnn::{}\(.*\)|\[faults.cpp:\d+\]): (\n|.)*"
-    r"block \(\d,0,0\) (\(\d of its cluster\) )?thread"
-)
-
-# Of each kernel: its launch, and what both builds say.
-DIVERGENCE = {
-    "returns_before_barrier": (Launch(2, 64), r"return.* sync_block\(\)"),
-    "half_the_block_at_the_barrier": (Launch(1, 64), r"sync_block\(\)"),
-    "lane_returns_before_shuffle": (
-        Launch(1, 64),
-        r"return.* shuffle\(\)|shuffle\(\), .* returning",
-    ),
-    "lanes_in_different_functions": (
-        Launch(1, 32),
-        r"in (vote|sync_warp)\(\) while lane \d+ of its warp is in (vote|sync_warp)\(\)",
-    ),
-    "lane_at_the_barrier": (
-        Launch(1, 32),
-        r"deadlock(.*\n)+.*threads 7\.\.7 wait in sync_block\(\)\n"
-        r".*threads 8\.\.31 wait in sync_warp\(\)",
-    ),
-    "waits_without_arriving": (Launch(1, 32), r"cluster_wait\(\) without cluster_arrive\(\)"),
-    "arrives_twice": (Launch(1, 64), r"cluster_arrive\(\) again without cluster_wait\(\)"),
-    "arrives_and_returns": (
-        Launch(2, 32, cluster=2),
-        r"returns between cluster_arrive\(\) and cluster_wait\(\)",
-    ),
-    "block_returns_before_the_cluster": (
-        Launch(2, 32, cluster=2),
-        r"returns while threads of its cluster|which threads of its cluster have left out",
-    ),
-    "stops": (Launch(1, 64), r"thread \(37,0,0\) calls trap\(\)"),
-}
-
-
-@CHECKED
-@pytest.mark.parametrize("kernel", DIVERGENCE)
-def test_divergence_is_reported(load: Load, checked: bool, kernel: str) -> None:
-    launch, message = DIVERGENCE[kernel]
-    for seed in range(5):
-        with pytest.raises(EmulatorFault, match=message) as raised:
-            run(load("faults", checked=checked, seed=seed), kernel, launch, np.zeros(1), 0)
-        raised.match(WHERE.format(kernel))
-
-
-@CHECKED
-@pytest.mark.parametrize("kernel", ["nobody_stores", "nobody_stores_anywhere"])
-def test_spins_that_cannot_end_are_reported(load: Load, checked: bool, kernel: str) -> None:
-    flags = np.zeros(128, np.uint32)
-    message = r"deadlock: no thread can go on(.*\n)+.*threads 0\.\.\d+ find 0 at (byte|0x)"
-    with pytest.raises(EmulatorFault, match=message) as raised:
-        run(load("faults", checked=checked), kernel, Launch(2, 64), flags, len(flags))
-    raised.match(WHERE.format(kernel))
-
-
-def test_only_a_cooperative_launch_may_wait_for_all_blocks(load: Load) -> None:
-    flags = np.zeros(8, np.uint32)
-    with pytest.raises(EmulatorFault, match="deadlock"):
-        run(load("faults", checked=False), "waits_for_every_block", Launch(8, 32), flags, 8)
-    flags[:] = 0
-    launch = Launch(8, 32, cooperative=True)
-    run(load("faults", checked=False), "waits_for_every_block", launch, flags, 8)
-    assert flags.all()
-
-
-def test_a_kernel_without_end_is_ended(load: Load) -> None:
-    emulated = load("faults", checked=False, timeout_ms=200)
-    with pytest.raises(EmulatorFault, match="no end after 200 ms"):
-        run(emulated, "goes_on_forever", Launch(1, 64), np.zeros(1), 1)
-
-
-# Of each kernel: what the checked build says.
-MEMORY = {
-    "no_block_barrier": r"race: .* of the 256 bytes of shared memory",
-    "no_second_block_barrier": r"race: .* (writes .* read|reads .* wrote) .* of shared memory",
-    "no_warp_barrier": r"race: .* of the 256 bytes of shared memory",
-    "two_blocks_write": r"race: .* writes .* wrote .* byte 28 of data",
-    "writes_beyond_shared": r"writes 4 bytes .* out of bounds: byte 256 of the 256 bytes of shared",
-    "writes_before_shared": r"writes 4 bytes .* out of bounds: byte -4 of the 256 bytes of shared",
-    "writes_far_beyond_shared": r"writes 4 bytes .* in shared memory that is not its cluster's",
-    "reads_beyond_shared": r"reads 4 bytes .* out of bounds: byte 256 of the 256 bytes of shared",
-    "writes_beyond_a_buffer": r"writes 4 bytes .* in no buffer",
-    "reads_before_a_buffer": r"reads 4 bytes .* in no buffer",
-    "misaligned": r"misaligned access: .* byte 4 of data",
-    "copies_beyond_a_buffer": r"reads 32 bytes .* beyond the end of a buffer: byte 1008 of data",
-    "copies_without_barrier": r"race: .* of the 256 bytes of shared memory",
-    "misaligned_exchange": r"not a multiple of 16: byte 4 of data",
-    "remote_of_global": r"remote\(\) for what is not in its shared memory: byte 0 of data",
-    "remote_of_no_block": r"remote\(\) for block 2 of a cluster of 1",
-}
-
-
-def run_on_data(emulated: Emulated, kernel: str, blocks: int = 2) -> np.ndarray:
-    data = np.zeros(256 + 4, np.float32)
-    data = data[(-data.ctypes.data // 4) % 4 :][:256]
-    with emulated.only({"data": data}):
-        run(emulated, kernel, Launch(blocks, 64, shared_bytes=256), data, len(data))
-    return data
-
-
-@pytest.mark.parametrize("kernel", MEMORY)
-def test_faults_of_memory_are_reported(load: Load, kernel: str) -> None:
-    blocks = 2 if kernel == "two_blocks_write" else 1
-    for seed in range(5):
-        with pytest.raises(EmulatorFault, match=MEMORY[kernel]) as raised:
-            run_on_data(load("faults", checked=True, seed=seed), kernel, blocks)
-        raised.match(WHERE.format(kernel))
-
-
-def test_reports_name_lines_of_the_source(load: Load) -> None:
-    source = (runner.HERE / "kernels" / "faults.cpp").read_text().splitlines()
-    write, read = (
-        next(i for i, text in enumerate(source, 1) if statement in text)
-        for statement in ("args.data[7] = 1;", "args.data[7] = 1;")
-    )
-    with pytest.raises(EmulatorFault) as raised:
-        run_on_data(load("faults", checked=True), "two_blocks_write")
-    raised.match(rf"writes \[faults.cpp:{write}.*\].* wrote \[faults.cpp:{read}.*\]")
-
-
-@pytest.mark.parametrize("kernel", ["writes_beyond_shared", "writes_before_shared"])
-def test_guard_zones(load: Load, kernel: str) -> None:
-    with pytest.raises(EmulatorFault, match=r"written out of bounds, to byte (256|-4) of the 256"):
-        run_on_data(load("faults", checked=False), kernel)
-
-
-def test_neighbours_in_a_word_do_not_race(load: Load) -> None:
-    data = run_on_data(load("faults", checked=True), "halves_of_a_word", blocks=1)
-    np.testing.assert_array_equal(data[:32].view(np.float16), np.arange(64))
 
 
 # ---- What the device holds
@@ -496,13 +326,13 @@ REFUSED = {
 
 @CHECKED
 @pytest.mark.parametrize("why", REFUSED)
-def test_launches_that_the_device_refuses(load: Load, checked: bool, why: str) -> None:
+def test_launches_that_the_device_refuses(checked: bool, why: str) -> None:
     launch, message = REFUSED[why]
     with pytest.raises(EmulatorFault, match=message):
         run(load("faults", checked=checked), "returns_before_barrier", launch, np.zeros(1), 0)
 
 
-def test_occupancy(load: Load) -> None:
+def test_occupancy() -> None:
     def residency(launch: Launch, **device: int) -> tuple[int, int]:
         answers = (ctypes.c_int * 2)()
         load("faults", checked=False, **device).call("run_residency", ctypes.byref(launch), answers)
@@ -519,7 +349,7 @@ def test_occupancy(load: Load) -> None:
     assert residency(Launch(2, 512, cluster=2), multiprocessors=10) == (1, 5)
 
 
-def test_the_device_is_what_the_test_describes(load: Load) -> None:
+def test_the_device_is_what_the_test_describes() -> None:
     answers = (ctypes.c_int * 4)()
     emulated = load(
         "faults",
@@ -535,8 +365,8 @@ def test_the_device_is_what_the_test_describes(load: Load) -> None:
         run(emulated, "stops", Launch(2, 32, cluster=2), np.zeros(1), 0)
 
 
-def test_a_source_that_does_not_compile_is_reported(tmp_path: Path, libraries: Path) -> None:
+def test_a_source_that_does_not_compile_is_reported(tmp_path: Path) -> None:
     source = tmp_path / "wrong.cpp"
     source.write_text("this is no program;\n")
     with pytest.raises(RuntimeError, match="this is no program"):
-        runner.build([source], checked=False, cache=libraries)
+        runner.build([source], checked=False)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from cases import ALL_CELLS, Case, Outputs, arguments, check, each, errors, reference, results
-
-sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
-
-import runner
+from cuda_emulator import runner
 
 if runner.compiler() is None:
     pytest.skip("no C++ compiler", allow_module_level=True)

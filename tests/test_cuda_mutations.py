@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from cases import Case, arguments, errors, reference, results
-
-sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
-
-import runner
+from cuda_emulator import runner
 
 if runner.compiler() is None:
     pytest.skip("no C++ compiler", allow_module_level=True)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
-
-import runner
+from cuda_emulator import runner
 
 if runner.compiler() is None:
     pytest.skip("no C++ compiler", allow_module_level=True)

@@ -420,7 +420,7 @@ bool backward(const Backward<T>& args, int threads) {
     const BackwardPointers<T> pointers(args.batch, own);
     Products<T> products(args.rows, Cell::kSaved * H, widest, own);
     int64_t waited = 0;
-    const int64_t begin = size > 1 ? nanoseconds() : 0;
+    const Stopwatch watch(size);
     const Assignment job = assign(args.directions, rank, size, barriers, &waited);
     for (int d = job.first_direction; d <= job.last_direction; ++d) {
       BackwardPass<Cell, T>(args, d, timeline, shared[d], pointers, Part{plan.split, job.team})
@@ -431,12 +431,9 @@ bool backward(const Backward<T>& args, int threads) {
       if (args.directions == 2) waited += all.wait(size);
       input_gradient<Cell>(args, timeline, rows, values, products, rank, size);
     }
-    if (size > 1) {
-      waited += all.wait(size);
-      crowd.report(nanoseconds() - begin, waited);
-    }
+    watch.stop(all, waited, crowd);
   }
-  crowd.conclude(plan.threads);
+  crowd.conclude();
   return true;
 }
 

@@ -424,23 +424,19 @@ class ForwardLayer {
   }
 
   // The part of a thread of the region that set_up's plan is for.
-  FASTRNN_ONCE void run(int rank, int size, const Progress* below = nullptr,
+  FASTRNN_ONCE void run(int rank, int size, Crowd& crowd, const Progress* below = nullptr,
                         Progress* own = nullptr) {
     Arena arena(workspace_.data() + common_ + per_thread_ * rank);
     const ForwardPointers<T> pointers(args_->batch, chunk_steps_ * args_->batch, arena);
     int64_t waited = 0;
-    const int64_t begin = size > 1 ? nanoseconds() : 0;
+    const Stopwatch watch(size);
     const Assignment job = assign(args_->directions, rank, size, barriers_, &waited);
     for (int d = job.first_direction; d <= job.last_direction; ++d)
       ForwardPass<Cell, T>(*args_, d, timeline_, shared_[d], pointers, Part{split_, job.team},
                            chunk_steps_)
           .run(below, own);
-    if (size == 1) return;
-    waited += end_.wait(size);
-    crowd_.report(nanoseconds() - begin, waited);
+    watch.stop(end_, waited, crowd);
   }
-
-  const Crowd& crowd() const { return crowd_; }
 
  private:
   int64_t width() const {
@@ -468,18 +464,16 @@ class ForwardLayer {
   Timeline timeline_;
   ForwardShared<Cell, T> shared_[2];
   Barrier barriers_[2], end_;
-  Crowd crowd_;
 };
 
 // Returns false when there is no memory for the workspace.
 template <class Cell, class T>
-bool forward(const Forward<T>& args, int threads) {
-  const Plan plan = ForwardLayer<Cell, T>::plan(args, Crowd::usable(threads));
+bool forward(const Forward<T>& args, int threads, Crowd& crowd) {
+  const Plan plan = ForwardLayer<Cell, T>::plan(args, threads);
   ForwardLayer<Cell, T> layer;
   if (!layer.set_up(args, plan, args.steps)) return false;
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
-  layer.run(thread_rank(), team_size());
-  layer.crowd().conclude(plan.threads);
+  layer.run(thread_rank(), team_size(), crowd);
   return true;
 }
 

@@ -18,11 +18,11 @@ class Stack {
     side_by_side_ = lanes_ > 1 && layers[0].directions == 1 && side_by_side_pays(threads);
   }
 
-  bool run(int threads) {
+  bool run(int threads, Crowd& crowd) {
     if (!connect()) return false;
-    if (side_by_side_) return run_side_by_side();
+    if (side_by_side_) return run_side_by_side(crowd);
     for (int l = 0; l < count_; ++l)
-      if (!forward<Cell>(layers_[l], threads)) return false;
+      if (!forward<Cell>(layers_[l], threads, crowd)) return false;
     return true;
   }
 
@@ -69,11 +69,12 @@ class Stack {
     return true;
   }
 
-  bool run_side_by_side() {
+  bool run_side_by_side(Crowd& crowd) {
     for (int first = 0; first < count_; first += kMostLanes) {
       const int count = count_ - first < kMostLanes ? count_ - first : kMostLanes;
       ForwardLayer<Cell, T> layers[kMostLanes];
       Progress progress[kMostLanes];
+      Barrier end;
       for (int l = 0; l < count; ++l)
         if (!layers[l].set_up(layers_[first + l], {1, Split::rows, 0},
                               steps_of_chunk(layers_[0].steps)))
@@ -82,8 +83,11 @@ class Stack {
       {
         // In the order of the layers, so that nobody waits for a layer that nobody works on,
         // however many threads there are.
-        for (int l = thread_rank(); l < count; l += team_size())
-          layers[l].run(0, 1, l ? &progress[l - 1] : nullptr, &progress[l]);
+        const int size = team_size();
+        const Stopwatch watch(size);
+        for (int l = thread_rank(); l < count; l += size)
+          layers[l].run(0, 1, crowd, l ? &progress[l - 1] : nullptr, &progress[l]);
+        watch.stop(end, 0, crowd);
       }
     }
     return true;
@@ -100,7 +104,11 @@ class Stack {
 // last are filled in. Returns false when there is no memory for the workspace.
 template <class Cell, class T>
 bool forward_stack(Forward<T>* layers, int count, int threads) {
-  return Stack<Cell, T>(layers, count, threads).run(threads);
+  threads = Crowd::usable(threads);
+  Crowd crowd;
+  const bool done = Stack<Cell, T>(layers, count, threads).run(threads, crowd);
+  crowd.conclude();
+  return done;
 }
 
 FASTRNN_NAMESPACE_END

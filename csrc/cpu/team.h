@@ -60,13 +60,14 @@ class Barrier {
   alignas(64) uint64_t arrived_ = 0;
 };
 
-// A core that other programs compute on is away for milliseconds at a time, and all threads of a
-// call wait for the one on it. After such a call a thread makes the next ones alone: 2 of them,
-// then 4, 8 ... up to 64, as long as those in between that try again find the core away still.
-// Results do not depend on it. More threads than cores are what somebody wants to see.
+// What a call finds out about the cores it runs on. One that other programs compute on is away for
+// milliseconds at a time, and all threads of a call wait for the one on it. After such a call a
+// thread makes the next ones alone: 2 of them, then 4, 8 ... up to 64, as long as those in between
+// that try again find the core away still. Results do not depend on it. More threads than cores are
+// what somebody wants to see.
 class Crowd {
  public:
-  // How many of so many threads to use now.
+  // How many of so many threads a call should use now.
   static int usable(int threads) {
     State& state = own();
     if (state.alone == 0 || threads == 1) return threads;
@@ -74,19 +75,20 @@ class Crowd {
     return 1;
   }
 
-  // Each thread of a team reports, at its end, how long it took and how much of that it waited.
-  void report(int64_t took, int64_t waited) {
+  // Each thread of a region reports, at its end, how long it took and how much of that it waited.
+  void report(int size, int64_t took, int64_t waited) {
     constexpr int64_t kLeast = 100000;  // nanoseconds; less is the way of threads
+    __atomic_store_n(&size_, size, __ATOMIC_RELAXED);
     if (waited > kLeast && waited > took * 0.6) __atomic_store_n(&late_, 1, __ATOMIC_RELAXED);
   }
 
   // The caller's conclusion, after all have reported.
-  void conclude(int threads) const {
-    if (threads == 1) return;
+  void conclude() const {
+    if (size_ == 0) return;  // no region had more threads than one
     State& state = own();
     constexpr int kMost = 64;
     const int longer = state.turn < kMost ? 2 * state.turn : kMost;
-    state.turn = late_ && threads <= cores() ? longer : 1;
+    state.turn = late_ && size_ <= cores() ? longer : 1;
     state.alone = state.turn > 1 ? state.turn : 0;
   }
 
@@ -107,7 +109,24 @@ class Crowd {
 #endif
   }
 
-  int late_ = 0;
+  int size_ = 0, late_ = 0;
+};
+
+// The time a thread spends in a region, for the crowd's report.
+class Stopwatch {
+ public:
+  explicit Stopwatch(int size) : size_(size), begin_(size > 1 ? nanoseconds() : 0) {}
+
+  // The end of the region: all threads meet. waited: before that.
+  void stop(Barrier& end, int64_t waited, Crowd& crowd) const {
+    if (size_ == 1) return;
+    waited += end.wait(size_);
+    crowd.report(size_, nanoseconds() - begin_, waited);
+  }
+
+ private:
+  const int size_;
+  const int64_t begin_;
 };
 
 // How many steps a layer has done, for the layer above that follows it on another thread.

@@ -15,6 +15,16 @@ FASTRNN_NAMESPACE_BEGIN
 constexpr int kBrickRows = 8;
 constexpr int kBrickBytes = 64;  // of a row
 
+// Adds the product of 16 weight rows, the lane's parts of the first and the last eight, with eight
+// state rows: 64 bytes of k are two matrix instructions.
+template <void kInstruction(float[4], const unsigned*, const unsigned*)>
+FASTRNN_DEVICE void multiply_brick(float d[4], Vector16 a, Vector16 a8, Vector16 b) {
+  const unsigned low[4] = {a.word[0], a8.word[0], a.word[1], a8.word[1]};
+  kInstruction(d, low, b.word);
+  const unsigned high[4] = {a.word[2], a8.word[2], a.word[3], a8.word[3]};
+  kInstruction(d, high, b.word + 2);
+}
+
 // Storage: of every tensor. Number: of arithmetic and of states. Exchanged: of what meets weights.
 struct HalfMath {
   using Storage = Half;
@@ -24,10 +34,7 @@ struct HalfMath {
   static FASTRNN_DEVICE Half store(Number f) { return to_half(f); }
   static FASTRNN_DEVICE Half exchanged(Number f) { return to_half(f); }
   static FASTRNN_DEVICE void multiply(float d[4], Vector16 a, Vector16 a8, Vector16 b) {
-    const unsigned low[4] = {a.word[0], a8.word[0], a.word[1], a8.word[1]};
-    mma_16x8x16_half(d, low, b.word);
-    const unsigned high[4] = {a.word[2], a8.word[2], a.word[3], a8.word[3]};
-    mma_16x8x16_half(d, high, b.word + 2);
+    multiply_brick<mma_16x8x16_half>(d, a, a8, b);
   }
 };
 
@@ -39,10 +46,7 @@ struct BFloat16Math {
   static FASTRNN_DEVICE BFloat16 store(Number f) { return to_bfloat16(f); }
   static FASTRNN_DEVICE BFloat16 exchanged(Number f) { return to_bfloat16(f); }
   static FASTRNN_DEVICE void multiply(float d[4], Vector16 a, Vector16 a8, Vector16 b) {
-    const unsigned low[4] = {a.word[0], a8.word[0], a.word[1], a8.word[1]};
-    mma_16x8x16_bfloat16(d, low, b.word);
-    const unsigned high[4] = {a.word[2], a8.word[2], a.word[3], a8.word[3]};
-    mma_16x8x16_bfloat16(d, high, b.word + 2);
+    multiply_brick<mma_16x8x16_bfloat16>(d, a, a8, b);
   }
 };
 
@@ -55,10 +59,7 @@ struct Tf32Math {
   static FASTRNN_DEVICE float store(Number f) { return f; }
   static FASTRNN_DEVICE float exchanged(Number f) { return to_tf32(f); }
   static FASTRNN_DEVICE void multiply(float d[4], Vector16 a, Vector16 a8, Vector16 b) {
-    const unsigned low[4] = {a.word[0], a8.word[0], a.word[1], a8.word[1]};
-    mma_16x8x8_tf32(d, low, b.word);
-    const unsigned high[4] = {a.word[2], a8.word[2], a.word[3], a8.word[3]};
-    mma_16x8x8_tf32(d, high, b.word + 2);
+    multiply_brick<mma_16x8x8_tf32>(d, a, a8, b);
   }
 };
 

@@ -27,7 +27,6 @@ struct TileShape {
   static constexpr int kBlocks = kBlocks_;
   static constexpr int kTiles = Math::kMatrix ? 2 : 1;
   static constexpr int kUnits = 8 * kBlocks, kPlaces = 8 * kTiles;
-  static constexpr int partial_count(int gates) { return kWarps * gates * kUnits * kPlaces; }
 };
 
 // The product of a group's weights with a tile's states over bricks [begin, end). The weights of

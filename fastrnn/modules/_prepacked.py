@@ -8,11 +8,8 @@ from typing import Any
 from torch import nn
 
 from ..backends.cpu import load
-from .base import SequenceModule
+from .base import PREPACKED, SequenceModule
 from .cell import CellModule
-
-#: Key in a module's ``__dict__``, which direct calls look for.
-KEY = "_prepacked"
 
 
 def prepacked(module: nn.Module) -> ExitStack:
@@ -58,7 +55,7 @@ def prepacked(module: nn.Module) -> ExitStack:
     extension: Any = load()[0]
     for part in found:
         own = part.__dict__
-        if extension is not None and KEY not in own:
-            own[KEY] = extension.Prepacked()
-            kept.callback(own.pop, KEY, None)
+        if extension is not None and PREPACKED not in own:
+            own[PREPACKED] = extension.Prepacked()
+            kept.callback(own.pop, PREPACKED, None)
     return kept

@@ -40,9 +40,14 @@ def check_flag(name: str, value: object) -> bool:
     return value
 
 
+#: Key in a module's ``__dict__`` of packed weights that stay (``prepacked``); direct calls look for
+#: it (``csrc/bind/call_run.cpp``).
+PREPACKED = "_prepacked"
+
+
 def without_prepacked(state: dict[str, Any]) -> dict[str, Any]:
-    """The ``__dict__`` of a module for its copies: packed weights (``prepacked``) stay behind."""
-    return {key: value for key, value in state.items() if key != "_prepacked"}
+    """The ``__dict__`` of a module for its copies: packed weights stay behind."""
+    return {key: value for key, value in state.items() if key != PREPACKED}
 
 
 _TORCH_METHODS = {
