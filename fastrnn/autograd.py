@@ -11,7 +11,7 @@ it needs. What that leaves belongs to one backward only, which may always overwr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -165,18 +165,13 @@ def _differentiable_backward(
     """The same gradients by torch operations: differentiable again, and seen by transforms.
 
     The kernels' intermediate values would count as constants in a second derivative, so the layer
-    is computed again with torch operations. The saved inputs are aliased first: an initial state
-    may itself depend on the weights, and differentiating with respect to both must not follow
-    that path.
+    is computed again with torch operations, in the dtype of the kernels' arithmetic. The saved
+    inputs are aliased first: an initial state may itself depend on the weights, and differentiating
+    with respect to both must not follow that path.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        alias = inputs._replace(
-            x=inputs.x.view_as(inputs.x),
-            h0=None if inputs.h0 is None else inputs.h0.view_as(inputs.h0),
-            c0=None if inputs.c0 is None else inputs.c0.view_as(inputs.c0),
-            weights=[weight.view_as(weight) for weight in inputs.weights],
-        )
+        alias = _mapped(inputs, lambda tensor: tensor.view_as(tensor))
         problem = Problem.of(
             ctx.cell,
             alias,
@@ -184,7 +179,9 @@ def _differentiable_backward(
             keep_cell_states=ctx.keep_cell_states,
             training=False,
         )
-        outputs = _reference().layer(problem, alias)
+        wide = _mapped(alias, lambda tensor: tensor.to(problem.state_dtype))
+        backend = _differentiable("reference" if _transformed(grad_outputs) else "torch", problem)
+        outputs = backend.layer(problem._replace(dtype=problem.state_dtype), wide)
     chosen = [outputs.y, outputs.h_n]
     if outputs.c_n is not None:
         chosen.append(outputs.c_n)
@@ -199,10 +196,23 @@ def _differentiable_backward(
     return [next(grads) if need else None for need in needs]
 
 
-def _reference() -> DifferentiableBackend:
-    backend = backends.get("reference")
+def _differentiable(name: str, problem: Problem) -> DifferentiableBackend:
+    """The backend of that name, made of torch operations; the reference where it cannot serve."""
+    backend = backends.get(name)
+    if not backend.supports(problem).ok:
+        backend = backends.get("reference")
     assert isinstance(backend, DifferentiableBackend)
     return backend
+
+
+def _mapped(inputs: LayerInputs, change: Callable[[Tensor], Tensor]) -> LayerInputs:
+    """The inputs with ``change`` applied to all that may have a gradient."""
+    return inputs._replace(
+        x=change(inputs.x),
+        h0=None if inputs.h0 is None else change(inputs.h0),
+        c0=None if inputs.c0 is None else change(inputs.c0),
+        weights=[change(weight) for weight in inputs.weights],
+    )
 
 
 def layer(

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from .cells import CELLS, Cell
 
@@ -316,8 +317,14 @@ def _weight_names(bias: bool, projected: bool) -> list[str]:
 
 
 def _is_concrete(tensor: Tensor) -> bool:
-    """Whether the values of a tensor can be read now (they cannot while tracing)."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta or _is_fake(tensor))
+    """Whether the values of a tensor can be read now: not while tracing, nor inside vmap."""
+    if torch.compiler.is_compiling() or tensor.is_meta or _is_fake(tensor):
+        return False
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return False
+        tensor = _functorch.get_unwrapped(tensor)
+    return True
 
 
 def _is_fake(tensor: Tensor) -> bool:

@@ -63,6 +63,15 @@ def states(module: Any, batch: int | None, dtype: torch.dtype = torch.float32) -
     return h
 
 
+def leaf_inputs(kind: str, module: Any, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Any]:
+    """A batch of 2 rows, of 4 steps for a sequence module, and ``hx``; all require gradients."""
+    x = torch.randn(2, 3, dtype=dtype) if kind in CELLS else torch.randn(4, 2, 3, dtype=dtype)
+    hx = states(module, 2, dtype)
+    for leaf in (x, *flat(hx)):
+        leaf.requires_grad_()
+    return x, hx
+
+
 def packed(
     *lengths: int, features: int = 3, sorted: bool = False, dtype: torch.dtype = torch.float32
 ) -> PackedSequence:

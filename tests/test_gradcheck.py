@@ -1,10 +1,10 @@
-"""Gradients against finite differences, of both orders, and the manners of the autograd node."""
+"""Gradients against finite differences, and the manners of the autograd node."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,60 +12,13 @@ import cases
 import pytest
 import torch
 from cases import ALL_CELLS, BACKENDS, Arguments, Case, Outputs, arguments, check, results
+from tiny import CHECKED, as_function, tiny, total
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import fastrnn
 
 SERVING = (*BACKENDS, "reference")
-TINY: dict[str, Any] = {"steps": 3, "batch": 2, "input_size": 2, "hidden_size": 3}
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "both directions": {"bidirectional": True},
-    "no bias": {"bias": False},
-    "no states": {"hx": False},
-    "lengths": {"lengths": "random", "bidirectional": True},
-    "reset": {"reset": "random", "bidirectional": True},
-    "lengths and reset": {"lengths": "random", "reset": "random", "bidirectional": True},
-    "packed": {"layout": "packed_unsorted", "reset": "random", "bidirectional": True},
-    "batch first": {"layout": "batch_first"},
-    "layers": {"layers": 2},
-    "one step": {"steps": 1},
-}
-LSTM_OPTIONS: dict[str, dict[str, Any]] = {
-    "cell states": {"cell_states": True, "bidirectional": True},
-    "projection": {"proj_size": 2, "bidirectional": True},
-    "projection, lengths, reset, cell states": {
-        "proj_size": 2,
-        "bidirectional": True,
-        "lengths": "random",
-        "reset": "random",
-        "cell_states": True,
-    },
-}
-CHECKED = [
-    (cell, name)
-    for cell in ALL_CELLS
-    for name in (OPTIONS | LSTM_OPTIONS if cell == "lstm" else OPTIONS)
-]
-
-
-def tiny(cell: str, option: str) -> Arguments:
-    """Arguments of a tiny case, NaN beyond the lengths replaced: differences of NaN are NaN."""
-    a = arguments(Case(cell, **TINY | (OPTIONS | LSTM_OPTIONS)[option]))
-    return a.with_tensors(a.differentiable() | {"x": a.x.nan_to_num()})
-
-
-def as_function(a: Arguments) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
-    """The call as a function of its differentiable tensors only, and these."""
-    tensors = a.differentiable()
-
-    def function(*changed: Tensor) -> tuple[Tensor, ...]:
-        call = a.with_tensors(dict(zip(tensors, changed, strict=True)))
-        return tuple(cases.fastrnn_forward(call).values())
-
-    return function, [tensor.clone().requires_grad_() for tensor in tensors.values()]
 
 
 @pytest.mark.parametrize("backend", SERVING)
@@ -74,70 +27,6 @@ def test_gradcheck(cell: str, option: str, backend: str) -> None:
     function, tensors = as_function(tiny(cell, option))
     with fastrnn.use_backend(backend):
         assert torch.autograd.gradcheck(function, tensors)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("option", ["plain", "lengths and reset", "packed"])
-@pytest.mark.parametrize("cell", ALL_CELLS)
-def test_gradgradcheck(cell: str, option: str, backend: str) -> None:
-    """Double backward: a gradient penalty, a Hessian."""
-    function, tensors = as_function(tiny(cell, option))
-    with fastrnn.use_backend(backend):
-        assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("option", LSTM_OPTIONS)
-def test_gradgradcheck_of_lstm_options(option: str, backend: str) -> None:
-    function, tensors = as_function(tiny("lstm", option))
-    with fastrnn.use_backend(backend):
-        assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", cases.TORCH_CELLS)
-def test_gradient_penalty(cell: str, backend: str) -> None:
-    """The gradient of ``|d loss / d x|^2`` with respect to everything is torch.nn's.
-
-    Also where the initial state depends on a weight: that path must not be followed twice.
-    """
-
-    def penalty(forward: cases.Forward) -> list[Tensor]:
-        a = arguments(Case(cell, bidirectional=True)).map(lambda t: t.clone().requires_grad_())
-        assert a.h0 is not None
-        leaves = list(a.differentiable().values())
-        h0 = a.h0 * a.weights["weight_hh_l0"].square().sum()
-        call = replace(a, h0=h0)
-        loss = total(forward(call).values())
-        first = torch.autograd.grad(loss, [a.x, h0], create_graph=True)
-        return list(torch.autograd.grad(total(first), leaves))
-
-    with fastrnn.use_backend(backend):
-        actual = penalty(cases.fastrnn_forward)
-    for ours, theirs in zip(actual, penalty(cases.torch_forward), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize("backend", SERVING)
-@pytest.mark.parametrize("cell", ALL_CELLS)
-def test_hessian(cell: str, backend: str) -> None:
-    """torch.autograd.functional, which asks for second derivatives row by row."""
-    a = arguments(Case(cell, **TINY))
-
-    def loss(x: Tensor) -> Tensor:
-        outputs = cases.fastrnn_forward(a.with_tensors(a.differentiable() | {"x": x}))
-        return outputs["output"].pow(3).sum()
-
-    with fastrnn.use_backend(backend):
-        actual = torch.autograd.functional.hessian(loss, a.x)
-    with fastrnn.use_backend("reference"):
-        expected = torch.autograd.functional.hessian(loss, a.x)
-    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
-
-
-def total(tensors: Iterable[Tensor]) -> Tensor:
-    """The sum of the squares of all elements: a loss."""
-    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
 
 
 def graph(a: Arguments, backend: str) -> tuple[Outputs, dict[str, Tensor], list[Tensor]]:
@@ -361,37 +250,3 @@ def test_truncated_backpropagation(cell: str, backend: str) -> None:
     with fastrnn.use_backend(backend):
         actual = run(cases.fastrnn_forward)
     check(actual, run(cases.torch_forward), a.case)
-
-
-@pytest.mark.parametrize("cell", ALL_CELLS)
-def test_functorch(cell: str) -> None:
-    """Under torch.func the automatic choice is a backend that it can see through."""
-    a = arguments(Case(cell, **TINY))
-    expected = cases.reference(a, losses=["output"], grads=lambda outputs, case: {
-        name: torch.ones_like(output) for name, output in outputs.items()
-    })  # fmt: skip
-
-    def loss(x: Tensor) -> Tensor:
-        call = a.with_tensors(a.differentiable() | {"x": x})
-        return cases.fastrnn_forward(call)["output"].sum()
-
-    once = torch.func.grad(loss)(a.x)
-    check({"grad x": once}, {"grad x": expected["grad x"]}, a.case)
-    per_sample = torch.func.vmap(torch.func.grad(loss))(a.x.expand(3, *a.x.shape))
-    check({"grad x": per_sample[2]}, {"grad x": expected["grad x"]}, a.case)
-    tangent = torch.func.jvp(loss, (a.x,), (torch.ones_like(a.x),))[1]
-    torch.testing.assert_close(tangent, expected["grad x"].sum(), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("cell", ALL_CELLS)
-def test_batched_gradients(cell: str) -> None:
-    """``is_grads_batched`` and vectorised Jacobians: many upstream gradients in one backward."""
-    a = arguments(Case(cell, **TINY))
-
-    def output(x: Tensor) -> Tensor:
-        return cases.fastrnn_forward(a.with_tensors(a.differentiable() | {"x": x}))["output"]
-
-    jacobian = torch.autograd.functional.jacobian
-    torch.testing.assert_close(
-        jacobian(output, a.x, vectorize=True), jacobian(output, a.x), rtol=1e-12, atol=1e-12
-    )
