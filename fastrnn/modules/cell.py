@@ -123,6 +123,8 @@ def _from_matrix(tensor: Tensor) -> Tensor:
 
 
 def _without_first(tensor: Tensor) -> Tensor:
+    if backends.transformed():  # torch has no batching rule for squeeze_copy
+        return tensor.squeeze(0).clone()
     return torch.squeeze_copy(tensor, 0)
 
 
