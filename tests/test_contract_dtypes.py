@@ -1,4 +1,4 @@
-"""dtypes, devices without storage, autocast (section 5)."""
+"""dtypes, and devices without storage (section 5)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from contract import (
     TORCH,
     assert_same,
     assert_same_error,
-    error,
     flat,
-    gradients,
     packed,
     pair,
     states,
@@ -23,8 +21,6 @@ from contract import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence
-
-import fastrnn
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64)
 
@@ -134,82 +130,6 @@ def test_fake_tensors_of_real_modules(kind: str) -> None:
     ours, _ = pair(kind, 3, 4)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert isinstance(flat(ours(example(kind, torch.float32)))[0], FakeTensor)
-
-
-AUTOCAST_CALLS = [(kind, how, 1) for kind in CELLS for how in ("float32", "bfloat16")] + [
-    (kind, how, layers)
-    for kind in SEQUENCES
-    for how in ("float32", "bfloat16", "packed")
-    for layers in (1, 2)
-]
-
-
-@pytest.mark.parametrize(("kind", "how", "layers"), AUTOCAST_CALLS)
-def test_autocast(kind: str, how: str, layers: int) -> None:
-    """The same dtypes as torch.nn, which has no one rule for them."""
-    options = {} if kind in CELLS else {"num_layers": layers}
-    ours, theirs = pair(kind, 3, 4, **options)
-    x: Any = example(kind, torch.float32)
-    if how == "packed":
-        x = packed(2, 4, 3)
-    elif how == "bfloat16":
-        x = x.bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual, expected = ours(x), theirs(x)
-    assert_same(actual, expected, dtype=torch.bfloat16)
-    leaf = (x.data if isinstance(x, PackedSequence) else x).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = gradients(ours, x)
-    for name, weight in ours.named_parameters():
-        assert found[name] is not None, name
-        assert weight.grad.dtype == torch.float32
-    assert leaf.grad.dtype == leaf.dtype
-
-
-@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
-def test_backward_under_autocast(kind: str) -> None:
-    """Forward outside, backward inside, as when a training loop wraps too much."""
-    ours, theirs = pair(kind, 3, 4)
-    x = example(kind, torch.float32)
-    for module in (ours, theirs):
-        loss = flat(module(x))[0].sum()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss.backward()
-    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert own.grad.dtype == torch.float32
-        assert_same(own.grad, other.grad, rows=10, dtype=torch.bfloat16)
-
-
-@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
-def test_autocast_refuses_float64(kind: str) -> None:
-    ours, theirs = pair(kind, 3, 4)
-    x = example(kind, torch.float64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert type(error(lambda: theirs(x))) is type(error(lambda: ours(x))) is RuntimeError
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("kind", SEQUENCES)
-def test_autocast_of_options_that_torch_lacks(kind: str, layers: int, dtype: str) -> None:
-    ours = FASTRNN[kind](3, 4, layers)
-    x = torch.randn(5, 2, 3)
-    expected = flat(ours(x, lengths=[5, 2]))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = flat(ours(x.to(getattr(torch, dtype)), lengths=[5, 2]))
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a.float(), e, rtol=0.05, atol=0.05)
-
-
-def test_autocast_of_cells_that_torch_lacks() -> None:
-    x = torch.randn(2, 3)
-    for module in (
-        fastrnn.RNNCell(3, 4, nonlinearity="sigmoid"),
-        fastrnn.GRUCell(3, 4, reset_after=False),
-    ):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            actual = module(x)
-        torch.testing.assert_close(actual.float(), module(x), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
