@@ -355,7 +355,7 @@ def _as_lengths(lengths: Tensor | Sequence[int], unbatched: bool) -> Tensor:
     """Lengths as a Problem wants them: ``(B,)`` int64 on the CPU."""
     if not isinstance(lengths, Tensor):
         try:
-            lengths = torch.tensor(lengths)
+            lengths = torch.tensor(lengths, device="cpu")
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise TypeError(f"lengths: expected integers, got {lengths!r}") from error
     integral = not (lengths.dtype == torch.bool or lengths.dtype.is_floating_point)

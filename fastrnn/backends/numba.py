@@ -166,16 +166,18 @@ def _weights(problem: Problem, inputs: LayerInputs, direction: int) -> _Weights:
 def _steps(problem: Problem, inputs: LayerInputs, direction: int) -> Steps:
     from ._numba_kernels import Steps
 
-    steps, batch = problem.steps, problem.batch
+    steps, batch, device = problem.steps, problem.batch, problem.device
+    lengths = inputs.lengths
     if inputs.batch_sizes is not None:
         offsets = inputs.batch_sizes.cumsum(0) - inputs.batch_sizes
-        lengths = (inputs.batch_sizes[:, None] > torch.arange(batch)).sum(0)
+        lengths = (inputs.batch_sizes[:, None] > torch.arange(batch, device=device)).sum(0)
     else:
-        offsets = torch.arange(steps) * batch
-        lengths = torch.full((batch,), steps) if inputs.lengths is None else inputs.lengths
+        offsets = torch.arange(steps, device=device) * batch
+        if lengths is None:
+            lengths = torch.full((batch,), steps, device=device)
     reset = inputs.reset
     if reset is None:
-        reset = torch.zeros(steps, batch, dtype=torch.bool)
+        reset = torch.zeros(steps, batch, dtype=torch.bool, device=device)
     return Steps(_array(offsets), _array(lengths), _array(reset), direction == 1)
 
 
@@ -183,7 +185,8 @@ def _ended_rows(problem: Problem, inputs: LayerInputs) -> Tensor | None:
     """``(rows, 1)`` bool: the row lies beyond the end of its sequence; None where none can."""
     if inputs.lengths is None:
         return None
-    return (torch.arange(problem.steps)[:, None] >= inputs.lengths).view(problem.rows, 1)
+    steps = torch.arange(problem.steps, device=problem.device)
+    return (steps[:, None] >= inputs.lengths).view(problem.rows, 1)
 
 
 def _start(state: Tensor | None, direction: int, out: Tensor) -> Array:

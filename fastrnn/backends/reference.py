@@ -93,7 +93,8 @@ def _weights_of(problem: Problem, weights: Sequence[Tensor], direction: int) -> 
 def _padded_rows(batch_sizes: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     """Row of the padded batch that each packed row stands for, and the lengths."""
     steps = batch_sizes.shape[0]
-    valid = torch.arange(batch).expand(steps, batch) < batch_sizes[:, None]
+    rows = torch.arange(batch, device=batch_sizes.device)
+    valid = rows.expand(steps, batch) < batch_sizes[:, None]
     return valid.flatten().nonzero()[:, 0], valid.sum(0)
 
 
