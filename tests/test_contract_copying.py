@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,12 +15,10 @@ from contract import (
     SEQUENCES,
     TORCH,
     assert_same,
-    assert_same_gradients,
     flat,
     pair,
 )
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize, prune
 
 import fastrnn
 
@@ -116,145 +112,6 @@ def test_states_of_old_versions(kind: str, bias: bool) -> None:
     assert old.proj_size == 0
     assert getattr(old, "nonlinearity", "tanh") == "tanh"
     assert_same(old(example(old)), theirs(example(old)))
-
-
-@contextmanager
-def conversion(how: str) -> Iterator[None]:
-    """How ``_apply`` replaces parameters: by default, or by the flags of torch.__future__."""
-    future = torch.__future__
-    future.set_overwrite_module_params_on_conversion(how == "overwrite")
-    future.set_swap_module_params_on_conversion(how == "swap")
-    try:
-        yield
-    finally:
-        future.set_overwrite_module_params_on_conversion(False)
-        future.set_swap_module_params_on_conversion(False)
-
-
-@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
-@pytest.mark.parametrize("how", ["default", "overwrite", "swap"])
-def test_conversions(kind: str, how: str) -> None:
-    ours, theirs = pair(kind, 3, 4)
-    before = list(ours.parameters())
-    for convert in (nn.Module.double, nn.Module.float, lambda m: m.to("cpu", torch.float64)):
-        with conversion(how):
-            convert(ours)
-            convert(theirs)
-        same = [a is b for a, b in zip(before, ours.parameters(), strict=True)]
-        assert all(same) or how == "overwrite"
-        if kind in SEQUENCES:
-            assert all(w is p for w, p in zip(ours._flat_weights, ours.parameters(), strict=True))
-        assert_same(ours(example(ours)), theirs(example(ours)))
-
-
-@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
-def test_to_empty_and_half(kind: str) -> None:
-    module = FASTRNN[kind](3, 4, device="meta").to_empty(device="cpu")
-    module.reset_parameters()
-    assert torch.isfinite(flat(module(example(module)))[0]).all()
-    module.half()
-    assert flat(module(example(module)))[0].dtype == torch.float16
-
-
-@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
-def test_share_memory(kind: str) -> None:
-    """Weights of another process change under us, and no version counter moves."""
-    ours, theirs = pair(kind, 3, 4)
-    ours.share_memory()
-    assert all(weight.is_shared() for weight in ours.parameters())
-    if kind in SEQUENCES:
-        assert all(weight.is_shared() for weight in ours._flat_weights)
-    ours(example(ours))
-    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        own.detach().numpy()[...] *= 2
-        other.data.mul_(2)
-    assert_same(ours(example(ours)), theirs(example(ours)))
-
-
-def _old_weight_norm(module: nn.Module, name: str) -> None:
-    with pytest.warns(FutureWarning):
-        nn.utils.weight_norm(module, name)
-
-
-REPARAMETRIZE: dict[str, Any] = {
-    "weight_norm": parametrizations.weight_norm,
-    "old weight_norm": _old_weight_norm,
-    "spectral_norm": parametrizations.spectral_norm,
-    "old spectral_norm": nn.utils.spectral_norm,
-    "orthogonal": parametrizations.orthogonal,
-    "prune": lambda module, name: prune.l1_unstructured(module, name, amount=0.5),
-    "own": lambda module, name: parametrize.register_parametrization(module, name, nn.Tanh()),
-}
-REMOVE: dict[str, Any] = {
-    "old weight_norm": nn.utils.remove_weight_norm,
-    "old spectral_norm": nn.utils.remove_spectral_norm,
-    "prune": prune.remove,
-}
-
-
-@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
-@pytest.mark.parametrize("how", REPARAMETRIZE)
-@pytest.mark.parametrize("name", ["weight_ih", "weight_hh"])
-def test_reparametrized(kind: str, how: str, name: str) -> None:
-    ours, theirs = pair(kind, 3, 4, dtype=torch.float64)
-    name = name if kind in CELLS else f"{name}_l0"
-    x = example(ours).requires_grad_()
-    for module in (ours, theirs):
-        torch.manual_seed(2)
-        REPARAMETRIZE[how](module, name)
-        module.eval()  # spectral_norm iterates at each access while training
-        module(x)
-    # Through a norm, each gradient is a sum over all elements of the weight.
-    assert_same_gradients(ours, theirs, x, terms=getattr(ours, name).numel())
-    if kind in SEQUENCES:
-        kept = [isinstance(weight, nn.Parameter) for weight in ours._flat_weights]
-        assert kept == [isinstance(weight, nn.Parameter) for weight in theirs._flat_weights]
-        assert sum(kept) == len(kept) - 1
-    for module in (ours, theirs):  # an optimizer's step must reach the weight
-        with torch.no_grad():
-            for weight in module.parameters():
-                weight.add_(0.1 * torch.linspace(-1, 1, weight.numel()).view(weight.shape))
-    assert_same(ours(x), theirs(x))
-    if how not in REMOVE:
-        with parametrize.cached():
-            assert_same(ours(x), theirs(x))
-        assert type(ours).__name__ == type(theirs).__name__
-    remove = REMOVE.get(how, parametrize.remove_parametrizations)
-    for module in (ours, theirs):
-        remove(module, name)
-    assert_same(ours(x), theirs(x))
-    assert isinstance(ours, FASTRNN[kind])
-
-
-@pytest.mark.parametrize("kind", SEQUENCES)
-def test_tied_weights(kind: str) -> None:
-    ours, theirs = pair(kind, 4, 4, 2)
-    for module in (ours, theirs):
-        module.weight_hh_l1 = module.weight_hh_l0
-        module.weight_ih_l1 = module.weight_ih_l0
-    x = torch.randn(5, 2, 4, requires_grad=True)
-    assert_same_gradients(ours, theirs, x)
-    assert len(list(ours.parameters())) == 6
-
-
-@pytest.mark.parametrize("kind", SEQUENCES)
-def test_weight_drop(kind: str) -> None:
-    """The Parameter gives way to a plain tensor, made anew from a raw one before each call."""
-    ours, theirs = pair(kind, 3, 4, dtype=torch.float64)
-    x = example(ours)
-    results = []
-    for module in (ours, theirs):
-        raw = nn.Parameter(module.weight_hh_l0.detach().clone())
-        del module.weight_hh_l0
-        module.register_parameter("weight_hh_l0_raw", raw)
-        for scale in (0.5, 2.0):
-            module.weight_hh_l0 = raw * scale
-            output = module(x)[0]
-            results.append((output, torch.autograd.grad(output.sum(), raw)[0]))
-        module.to(torch.float64)
-        module.float()
-    assert_same(results[0], results[2], rows=10)
-    assert_same(results[1], results[3], rows=10)
 
 
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)

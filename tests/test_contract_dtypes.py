@@ -130,14 +130,3 @@ def test_fake_tensors_of_real_modules(kind: str) -> None:
     ours, _ = pair(kind, 3, 4)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert isinstance(flat(ours(example(kind, torch.float32)))[0], FakeTensor)
-
-
-@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
-def test_default_device_is_no_obstacle(kind: str) -> None:
-    """``set_default_device`` is a function mode; options beyond torch.nn work under it too."""
-    ours, theirs = pair(kind, 3, 4)
-    x = example(kind, torch.float32)
-    with torch.device("cpu"):
-        assert_same(ours(x), theirs(x))
-        if kind in SEQUENCES:
-            ours(x, lengths=[5, 2])
