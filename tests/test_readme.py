@@ -153,6 +153,21 @@ def _options(cell: str, like: torch.Tensor) -> list[dict[str, Any]]:
     return options + [{"keep_cell_states": True}] * CELLS[cell].has_cell_state
 
 
+def test_every_row_of_what_works_is_a_test() -> None:
+    """A function that pytest finds: at the top of a test file, without a double in the table."""
+    listed = rows(chapter("Works with"))
+    assert len(listed) >= 20
+    named = [tests for _, tests in listed]
+    assert len(set(named)) == len(named)
+    for tests in named:
+        (span,) = code(tests)
+        path, _, name = span.partition("::")
+        assert re.fullmatch(r"tests/test_\w+\.py", path)
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert re.search(rf"^def {name}\(", source, re.MULTILINE), span
+        assert name.startswith("test_")
+
+
 # What stands about calls inside something.
 
 
