@@ -16,6 +16,7 @@ from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
 from ..functional import sequence
 from ._dispatch import TorchForward, recorded, refuse_jit_trace, seen_by_torch_function
+from ._from_torch import FromTorch
 
 CELL_OF_MODE: dict[str, Cell] = {cell.torch_mode: cell for cell in CELLS.values()}
 
@@ -58,7 +59,7 @@ _TORCH_METHODS = {
 }
 
 
-class SequenceModule(nn.RNNBase):
+class SequenceModule(FromTorch, nn.RNNBase):
     """A stack of recurrent layers behind the interface of ``torch.nn.RNNBase``.
 
     Parameters, initial values, pickling and the check methods, which subclasses may override, are

@@ -62,6 +62,7 @@ class RNN(SequenceModule):
         output, h_n = rnn(torch.randn(5, 3, 10), torch.randn(2, 3, 20))
     """
 
+    _torch_class = nn.RNN
     _torch_forward: ClassVar[TorchForward] = nn.RNN.forward
     _rank_message = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
 
@@ -192,6 +193,7 @@ class LSTM(SequenceModule):
         output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
     """
 
+    _torch_class = nn.LSTM
     _torch_forward: ClassVar[TorchForward] = nn.LSTM.forward
     _rank_message = "LSTM: Expected input to be 2D or 3D, got {}D instead"
 
@@ -330,6 +332,7 @@ class GRU(SequenceModule):
         output, h_n = gru(torch.randn(5, 3, 10))
     """
 
+    _torch_class = nn.GRU
     _torch_forward: ClassVar[TorchForward] = nn.GRU.forward
     _rank_message = "GRU: Expected input to be 2D or 3D, got {}D instead"
 
