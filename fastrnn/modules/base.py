@@ -101,7 +101,10 @@ class SequenceModule(FromTorch, nn.RNNBase):
         # Weights are read at each call, and never kept in another form: writes through .data,
         # numpy or another process go unnoticed by any cache.
         weights: list[Tensor] = self._flat_weights  # type: ignore[assignment]
-        x = input.data if isinstance(input, PackedSequence) else input
+        x = input
+        if isinstance(input, PackedSequence):
+            x = input.data
+            self._check_states_of_packed(input, hx)
         states = () if hx is None else self._states(hx)
         if has_torch_function((x, *states, *weights)):
             options = self._options(lengths, reset)
@@ -225,6 +228,9 @@ class SequenceModule(FromTorch, nn.RNNBase):
                 f"{self._flat_weights_names[1]}: expected {self.proj_size or self.hidden_size} "
                 f"columns, the size of the hidden state of the module, got {width}"
             )
+
+    def _check_states_of_packed(self, input: PackedSequence, hx: Any) -> None:
+        """What has to hold before anything looks into ``hx``."""
 
     def _zeros(self, input: Tensor, batch_sizes: Tensor | None) -> Any:
         """The initial states that None stands for."""

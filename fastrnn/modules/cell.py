@@ -60,8 +60,9 @@ class CellModule(FromTorch, nn.RNNCellBase):
             if (
                 input.shape[-1] != w_ih.shape[-1]
                 or input.dtype != w_ih.dtype
-                or (h is not None and h.shape != state_shape)
-                or (c is not None and c.shape != state_shape)
+                or not _is_state(h, state_shape)
+                or not _is_state(c, state_shape)
+                or (c is not None and c.dtype != input.dtype)
                 or self.hidden_size == 0
                 or (b_ih is None) is not (b_hh is None)
             ):
@@ -113,6 +114,10 @@ class CellModule(FromTorch, nn.RNNCellBase):
         if tensor.dim() not in (1, 2):
             cell = type(self).__name__
             raise ValueError(f"{cell}: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
+
+
+def _is_state(state: Tensor | None, shape: tuple[int, ...]) -> bool:
+    return state is None or (isinstance(state, Tensor) and state.shape == shape)
 
 
 def _from_vector(tensor: Tensor) -> Tensor:

@@ -263,10 +263,23 @@ class LSTM(SequenceModule):
         return self._run(input, hx, lengths, reset)
 
     def _check(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> None:
+        dtype = self._flat_weights[0].dtype  # type: ignore[union-attr]
+        if batch_sizes is not None and input.dtype != dtype:
+            # torch's LSTM does not check packed input, and fails in its product: no ValueError.
+            raise RuntimeError(f"input: expected {dtype}, that of the weights, got {input.dtype}")
         super()._check(input, hx, batch_sizes)
         if hx is None:
             return
         if not isinstance(hx, (tuple, list)):
+            raise TypeError(f"hx: expected a tuple of two tensors, got {type(hx).__name__}")
+        if len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+
+    def _check_states_of_packed(self, input: PackedSequence, hx: Any) -> None:
+        # With an order of the rows, torch takes the items one by one; without, all or nothing.
+        if hx is None or input.sorted_indices is not None:
+            return
+        if not isinstance(hx, (tuple, list)) or not all(isinstance(s, Tensor) for s in hx):
             raise TypeError(f"hx: expected a tuple of two tensors, got {type(hx).__name__}")
         if len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
@@ -276,6 +289,7 @@ class LSTM(SequenceModule):
         return super()._zeros(input, batch_sizes), c_zeros
 
     def _states(self, hx: Any) -> tuple[Tensor, ...]:
+        hx[0].dim()  # as in torch, what is wrong with the first is found before a second is missed
         return hx[0], hx[1]
 
     def _state_rank_message(self, rank: int, states: tuple[Tensor, ...]) -> str:
