@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -245,9 +245,9 @@ def _with_state(
 
 
 def _state_size(rng: random.Random, setting: Setting) -> Callable[[Classes], Any]:
-    """Not to one row of packed input, which torch's LSTM repeats: it does not check those."""
+    """With packed input torch's LSTM checks nothing: one row serves all, more layers none."""
     shape = list(setting.state_shape)
-    which = rng.randrange(len(shape))
+    which = rng.randrange(setting.packed and setting.kind == "LSTM", len(shape))
     shape[which] += rng.choice([1, 2] if setting.packed else [-1, 1, 2])
     return _with_state(rng, setting, shape)
 
@@ -267,6 +267,8 @@ def _state_dtype(rng: random.Random, setting: Setting) -> Callable[[Classes], An
 
 
 def _state_device(rng: random.Random, setting: Setting) -> Callable[[Classes], Any]:
+    """Of a tensor input; torch runs packed ones and cells, and returns what has no values."""
+    setting = replace(setting, packed=False)
     return _with_state(rng, setting, setting.state_shape, device="meta")
 
 
@@ -274,7 +276,9 @@ def _state_type(rng: random.Random, setting: Setting) -> Callable[[Classes], Any
     h = torch.zeros(setting.state_shape, dtype=setting.dtype)
     wrong: list[Any] = [5, "x", numpy.zeros(setting.state_shape)]
     if setting.kind.startswith("LSTM"):
-        wrong += [h, (h,), (h, h, h), (h, None), (None, h), (None, None), ()]
+        wrong += [(h,), (h, None), (None, h), (None, None), ()]
+        if setting.batch is not None or setting.packed:  # else a third is left out
+            wrong += [h[:1], (h, h, h)]
     else:
         wrong += [(h,), (h, h), [h]]
     hx = rng.choice(wrong)
@@ -396,6 +400,6 @@ MISTAKES: dict[str, Spoil] = {
 KINDS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("options", "proj_size", "nonlinearity"), SEQUENCES),
     **dict.fromkeys(("no steps", "batch_sizes", "changed dropout"), SEQUENCES),
-    "device of state": SEQUENCES,  # torch's cells mix devices, and return what has no values
+    "device of state": SEQUENCES,
     "options of a cell": CELLS,
 }

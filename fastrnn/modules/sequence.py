@@ -276,13 +276,18 @@ class LSTM(SequenceModule):
             raise RuntimeError("lstm expects two hidden states")
 
     def _check_states_of_packed(self, input: PackedSequence, hx: Any) -> None:
-        # With an order of the rows, torch takes the items one by one; without, all or nothing.
-        if hx is None or input.sorted_indices is not None:
+        # torch's LSTM leaves the checks of packed calls to its operators. The same errors here, and
+        # in the same order: states are taken one by one only where they have to be sorted.
+        if hx is None:
             return
-        if not isinstance(hx, (tuple, list)) or not all(isinstance(s, Tensor) for s in hx):
-            raise TypeError(f"hx: expected a tuple of two tensors, got {type(hx).__name__}")
-        if len(hx) != 2:
-            raise RuntimeError("lstm expects two hidden states")
+        if input.sorted_indices is None:
+            if not isinstance(hx, (tuple, list)) or not all(isinstance(s, Tensor) for s in hx):
+                raise TypeError(f"hx: expected a tuple of two tensors, got {type(hx).__name__}")
+            if len(hx) != 2:
+                raise RuntimeError("lstm expects two hidden states")
+        for state in self._states(hx):
+            if state.dim() < 3:
+                raise IndexError(f"hx: expected states of 3 dimensions, got {state.dim()}")
 
     def _zeros(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
         c_zeros = input.new_zeros(self.get_expected_cell_size(input, batch_sizes))
