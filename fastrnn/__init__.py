@@ -10,6 +10,7 @@ from . import backends, functional
 from ._env import set_up_logging as _set_up_logging
 from ._version import __version__
 from .backends import use_backend
+from .convert import ConversionReport, convert_, revert_
 from .explanation import explain
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, prepacked
 
@@ -19,13 +20,16 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "ConversionReport",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
     "__version__",
     "backends",
+    "convert_",
     "explain",
     "functional",
     "prepacked",
+    "revert_",
     "use_backend",
 ]

@@ -26,6 +26,7 @@ All three take
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -215,6 +216,8 @@ def sequence(
     directions = 2 if bidirectional else 1
     if num_layers < 1:
         raise ValueError(f"num_layers: expected 1 or more, got {num_layers}")
+    if type(dropout) is not float and not isinstance(dropout, numbers.Real | Tensor):
+        raise TypeError(f"dropout: expected a number from 0 to 1, got {type(dropout).__name__}")
     _check_tensor("h0", h0)
     _check_tensor("c0", c0)
     _check_tensor("reset", reset, "tensor of torch.bool")

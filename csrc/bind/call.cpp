@@ -117,10 +117,10 @@ bool Call::read_layers(PyObject* dict) {
   if (input_ < 1 || hidden_ < 1 || layers_ < 1 || projection < 0 ||
       input_ != number(dict, name.input_size))
     return false;
-  if (layers_ > 1 && number(dict, name.training) != 0) {
-    PyObject* dropout = PyDict_GetItem(dict, name.dropout);
-    if (!dropout || !PyFloat_Check(dropout) || PyFloat_AS_DOUBLE(dropout) != 0) return false;
-  }
+  PyObject* dropout = PyDict_GetItem(dict, name.dropout);
+  if (!dropout || !PyFloat_Check(dropout)) return false;
+  if (layers_ > 1 && number(dict, name.training) != 0 && PyFloat_AS_DOUBLE(dropout) != 0)
+    return false;
 
   PyObject* parameters = PyDict_GetItem(dict, name.parameters);
   PyObject* flat_names = PyDict_GetItem(dict, name.flat_names);

@@ -16,6 +16,7 @@ from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
 from ..functional import sequence
 from ._dispatch import TorchForward, recorded, refuse_jit_trace, seen_by_torch_function
+from ._from_torch import FromTorch
 
 CELL_OF_MODE: dict[str, Cell] = {cell.torch_mode: cell for cell in CELLS.values()}
 
@@ -58,7 +59,7 @@ _TORCH_METHODS = {
 }
 
 
-class SequenceModule(nn.RNNBase):
+class SequenceModule(FromTorch, nn.RNNBase):
     """A stack of recurrent layers behind the interface of ``torch.nn.RNNBase``.
 
     Parameters, initial values, pickling and the check methods, which subclasses may override, are
@@ -100,7 +101,10 @@ class SequenceModule(nn.RNNBase):
         # Weights are read at each call, and never kept in another form: writes through .data,
         # numpy or another process go unnoticed by any cache.
         weights: list[Tensor] = self._flat_weights  # type: ignore[assignment]
-        x = input.data if isinstance(input, PackedSequence) else input
+        x = input
+        if isinstance(input, PackedSequence):
+            x = input.data
+            self._check_states_of_packed(input, hx)
         states = () if hx is None else self._states(hx)
         if has_torch_function((x, *states, *weights)):
             options = self._options(lengths, reset)
@@ -224,6 +228,9 @@ class SequenceModule(nn.RNNBase):
                 f"{self._flat_weights_names[1]}: expected {self.proj_size or self.hidden_size} "
                 f"columns, the size of the hidden state of the module, got {width}"
             )
+
+    def _check_states_of_packed(self, input: PackedSequence, hx: Any) -> None:
+        """What has to hold before anything looks into ``hx``."""
 
     def _zeros(self, input: Tensor, batch_sizes: Tensor | None) -> Any:
         """The initial states that None stands for."""

@@ -19,12 +19,13 @@ from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, NONLINEARITIES
 from ..problem import LayerInputs
 from ._dispatch import TorchForward, recorded, seen_by_torch_function
+from ._from_torch import FromTorch
 from .base import check_flag, without_prepacked
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-class CellModule(nn.RNNCellBase):
+class CellModule(FromTorch, nn.RNNCellBase):
     """One step as a sequence of length 1.
 
     Parameters and their initial values are those of ``torch.nn.RNNCellBase``. What torch's module
@@ -59,8 +60,9 @@ class CellModule(nn.RNNCellBase):
             if (
                 input.shape[-1] != w_ih.shape[-1]
                 or input.dtype != w_ih.dtype
-                or (h is not None and h.shape != state_shape)
-                or (c is not None and c.shape != state_shape)
+                or not _is_state(h, state_shape)
+                or not _is_state(c, state_shape)
+                or (c is not None and c.dtype != input.dtype)
                 or self.hidden_size == 0
                 or (b_ih is None) is not (b_hh is None)
             ):
@@ -114,6 +116,10 @@ class CellModule(nn.RNNCellBase):
             raise ValueError(f"{cell}: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
 
 
+def _is_state(state: Tensor | None, shape: tuple[int, ...]) -> bool:
+    return state is None or (isinstance(state, Tensor) and state.shape == shape)
+
+
 def _from_vector(tensor: Tensor) -> Tensor:
     return tensor[None, None]
 
@@ -145,6 +151,7 @@ class RNNCell(CellModule):
     """
 
     __constants__ = [*nn.RNNCellBase.__constants__, "nonlinearity"]  # noqa: RUF012
+    _torch_class = nn.RNNCell
     _torch_forward: ClassVar[TorchForward] = nn.RNNCell.forward
 
     nonlinearity: str
@@ -208,6 +215,7 @@ class LSTMCell(CellModule):
     Parameters: ``weight_ih (4H, I)``, ``weight_hh (4H, H)``, ``bias_ih`` and ``bias_hh (4H,)``.
     """
 
+    _torch_class = nn.LSTMCell
     _torch_forward: ClassVar[TorchForward] = nn.LSTMCell.forward
 
     def __init__(
@@ -274,6 +282,7 @@ class GRUCell(CellModule):
     Parameters: ``weight_ih (3H, I)``, ``weight_hh (3H, H)``, ``bias_ih`` and ``bias_hh (3H,)``.
     """
 
+    _torch_class = nn.GRUCell
     _torch_forward: ClassVar[TorchForward] = nn.GRUCell.forward
     #: Class attribute so that a state pickled by torch.nn, which lacks it, has the default.
     reset_after: bool = True

@@ -62,6 +62,7 @@ class RNN(SequenceModule):
         output, h_n = rnn(torch.randn(5, 3, 10), torch.randn(2, 3, 20))
     """
 
+    _torch_class = nn.RNN
     _torch_forward: ClassVar[TorchForward] = nn.RNN.forward
     _rank_message = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
 
@@ -192,6 +193,7 @@ class LSTM(SequenceModule):
         output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
     """
 
+    _torch_class = nn.LSTM
     _torch_forward: ClassVar[TorchForward] = nn.LSTM.forward
     _rank_message = "LSTM: Expected input to be 2D or 3D, got {}D instead"
 
@@ -261,6 +263,10 @@ class LSTM(SequenceModule):
         return self._run(input, hx, lengths, reset)
 
     def _check(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> None:
+        dtype = self._flat_weights[0].dtype  # type: ignore[union-attr]
+        if batch_sizes is not None and input.dtype != dtype:
+            # torch's LSTM does not check packed input, and fails in its product: no ValueError.
+            raise RuntimeError(f"input: expected {dtype}, that of the weights, got {input.dtype}")
         super()._check(input, hx, batch_sizes)
         if hx is None:
             return
@@ -269,11 +275,26 @@ class LSTM(SequenceModule):
         if len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
 
+    def _check_states_of_packed(self, input: PackedSequence, hx: Any) -> None:
+        # torch's LSTM leaves the checks of packed calls to its operators. The same errors here, and
+        # in the same order: states are taken one by one only where they have to be sorted.
+        if hx is None:
+            return
+        if input.sorted_indices is None:
+            if not isinstance(hx, (tuple, list)) or not all(isinstance(s, Tensor) for s in hx):
+                raise TypeError(f"hx: expected a tuple of two tensors, got {type(hx).__name__}")
+            if len(hx) != 2:
+                raise RuntimeError("lstm expects two hidden states")
+        for state in self._states(hx):
+            if state.dim() < 3:
+                raise IndexError(f"hx: expected states of 3 dimensions, got {state.dim()}")
+
     def _zeros(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
         c_zeros = input.new_zeros(self.get_expected_cell_size(input, batch_sizes))
         return super()._zeros(input, batch_sizes), c_zeros
 
     def _states(self, hx: Any) -> tuple[Tensor, ...]:
+        hx[0].dim()  # as in torch, what is wrong with the first is found before a second is missed
         return hx[0], hx[1]
 
     def _state_rank_message(self, rank: int, states: tuple[Tensor, ...]) -> str:
@@ -330,6 +351,7 @@ class GRU(SequenceModule):
         output, h_n = gru(torch.randn(5, 3, 10))
     """
 
+    _torch_class = nn.GRU
     _torch_forward: ClassVar[TorchForward] = nn.GRU.forward
     _rank_message = "GRU: Expected input to be 2D or 3D, got {}D instead"
 
