@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch._C import _is_any_autocast_enabled
 from torch.nn.utils.rnn import PackedSequence
@@ -14,14 +15,13 @@ from torch.utils.checkpoint import checkpoint
 from .. import backends
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
-from ..functional import sequence
+from ..functional import sequence, zeros_of_packed
 from ._dispatch import TorchForward, recorded, refuse_jit_trace, seen_by_torch_function
 
 CELL_OF_MODE: dict[str, Cell] = {cell.torch_mode: cell for cell in CELLS.values()}
 
 _DIRECT_CELL_OF_MODE = {mode: DIRECT_CELL[cell.name] for mode, cell in CELL_OF_MODE.items()}
 
-_TORCH_CHECKS = (nn.RNNBase.check_forward_args, nn.LSTM.check_forward_args)
 #: Methods of torch's modules that a subclass may replace to check calls its own way.
 _CHECKS = (
     "check_input",
@@ -163,13 +163,17 @@ class SequenceModule(nn.RNNBase):
             raise IndexError("index 0 is out of bounds for dimension 0 with size 0")
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        self._check(x, hx, batch_sizes)
+        tracing = torch.compiler.is_compiling()
+        # torch's check of hx reads batch_sizes[0], a value that a trace does not know.
+        self._check(x, None if tracing and self._checks_as_torch else hx, batch_sizes)
         if sorted_indices is not None and isinstance(reset, Tensor) and reset.dim() == 2:
             rows = 0 if self.batch_first else 1
             if reset.shape[rows] == sorted_indices.shape[0]:  # else: refused further down
                 reset = reset.index_select(rows, sorted_indices)
 
         states = () if hx is None else self._states(hx)
+        if tracing and not states:
+            states = (zeros_of_packed(input, weights, len(self._all_weights)),)
         in_order = PackedSequence(x, batch_sizes)
         output, hidden, cell_states = self._layers(in_order, states, weights, lengths, reset)
         hidden = self.permute_hidden(hidden, unsorted_indices)
@@ -213,7 +217,7 @@ class SequenceModule(nn.RNNBase):
         if hx is not None:
             self.check_forward_args(input, hx, batch_sizes)
             return
-        if getattr(self.check_forward_args, "__func__", None) not in _TORCH_CHECKS:
+        if not (self._checks_as_torch and "check_forward_args" not in self.__dict__):
             self.check_forward_args(input, self._zeros(input, batch_sizes), batch_sizes)
             return
         self.check_input(input, batch_sizes)
