@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import backends, ops
+from . import backends, onnx_export, ops
 from .backends.base import DifferentiableBackend, FusedBackend, Gradients, Needs
 from .cells import CELLS
 from .problem import LayerInputs, LayerOutputs, Problem
@@ -239,6 +239,9 @@ def layer(
         keep_cell_states=keep_cell_states,
         training=needs_grad,
     )
+    exporting = torch.compiler.is_exporting()
+    if exporting and onnx_export.is_exporting():
+        return onnx_export.layer(problem, inputs)
     backend = backends.select(problem)
     if isinstance(backend, DifferentiableBackend):
         if recompute and needs_grad and not backends.transformed():
@@ -253,7 +256,7 @@ def layer(
         return outputs._replace(cell_states=_of_dtype(problem, outputs.cell_states))
     keep_cell_states = problem.keep_cell_states
     x, h0, c0, weights, lengths, batch_sizes, reset = inputs
-    if needs_grad:
+    if needs_grad and not exporting:  # an exported operator is differentiable by itself
         y, h_n, *rest = _Layer.apply(
             None if traced else (backend, problem),
             cell,
