@@ -27,6 +27,7 @@ All three take
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -329,7 +330,7 @@ def zeros_of_packed(packed: PackedSequence, weights: Sequence[Tensor], states: i
     of its own in a trace; so it is read once at most, and not at all where a shape tells it.
     """
     order = packed.sorted_indices
-    batch = int(packed.batch_sizes[0]) if order is None else order.shape[0]
+    batch: Any = packed.batch_sizes[0].item() if order is None else order.shape[0]
     return packed.data.new_zeros(states, batch, weights[1].shape[-1])
 
 

@@ -365,7 +365,7 @@ def _check_batch_sizes(batch_sizes: Tensor, rows: int, h0: Tensor | None) -> tup
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if h0 is not None and h0.dim() == 3 and not _is_concrete(batch_sizes):
         return steps, h0.shape[1]
-    batch = int(batch_sizes[0])
+    batch: int = batch_sizes[0].item()  # type: ignore[assignment]  # a symbol, while tracing
     if _is_concrete(batch_sizes):
         total = int(batch_sizes.sum())
         if total != rows:

@@ -50,6 +50,18 @@ def refuse_jit_trace(options: str) -> None:
         )
 
 
+def refuse_jit_script(name: str) -> None:
+    """What ``torch.jit.script`` meets in a module of that name.
+
+    Raises:
+        RuntimeError: always.
+    """
+    raise RuntimeError(
+        f"torch.jit.script: fastrnn.{name} has no form in TorchScript; use torch.jit.trace, "
+        f"torch.export or torch.compile, or script a torch.nn.{name} with its state_dict"
+    )
+
+
 def seen_by_torch_function(values: Iterable[object], *, options: str | None) -> bool:
     """Whether a call for which ``has_torch_function`` said yes has to be torch's.
 

@@ -16,7 +16,14 @@ from .. import backends
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
 from ..functional import sequence, zeros_of_packed
-from ._dispatch import TorchForward, recorded, refuse_jit_trace, seen_by_torch_function
+from . import _autocast
+from ._dispatch import (
+    TorchForward,
+    recorded,
+    refuse_jit_script,
+    refuse_jit_trace,
+    seen_by_torch_function,
+)
 
 CELL_OF_MODE: dict[str, Cell] = {cell.torch_mode: cell for cell in CELLS.values()}
 
@@ -106,15 +113,20 @@ class SequenceModule(nn.RNNBase):
             options = self._options(lengths, reset)
             if seen_by_torch_function((x, *states, *weights), options=options):
                 return self._torch_forward(input, hx)
-        if _is_any_autocast_enabled() or recorded():
+        dtypes = None
+        if recorded() or (_is_any_autocast_enabled() and not torch.compiler.is_exporting()):
             options = self._options(lengths, reset)
             if options is None:
-                if self.recompute and not recorded():  # nobody records a backward
-                    return checkpoint(self._torch_forward, input, hx, use_reentrant=False)
-                return self._torch_forward(input, hx)
-            refuse_jit_trace(options)
+                cell, projected = CELL_OF_MODE[self.mode], self.proj_size > 0
+                dtypes = _autocast.dtypes(cell, input, states, weights, projected=projected)
+                if dtypes is None:
+                    if self.recompute and not recorded():  # nobody records a backward
+                        return checkpoint(self._torch_forward, input, hx, use_reentrant=False)
+                    return self._torch_forward(input, hx)
+            else:
+                refuse_jit_trace(options)
         if isinstance(input, PackedSequence):
-            return self._run_packed(input, hx, weights, lengths, reset)
+            return self._run_packed(input, hx, weights, lengths, reset, dtypes)
 
         rank = x.dim()
         if rank not in (2, 3):
@@ -128,7 +140,7 @@ class SequenceModule(nn.RNNBase):
             batched = tuple(state.unsqueeze(1) for state in states)
             hx_batched = hx if hx is None else batched if len(batched) == 2 else batched[0]
             self._check(x.unsqueeze(0 if self.batch_first else 1), hx_batched, None)
-        output, hidden, cell_states = self._layers(input, states, weights, lengths, reset)
+        output, hidden, cell_states = self._layers(input, states, weights, lengths, reset, dtypes)
         return (output, hidden, cell_states) if self.return_cell_states else (output, hidden)
 
     def _run_directly(
@@ -156,6 +168,7 @@ class SequenceModule(nn.RNNBase):
         weights: list[Tensor],
         lengths: Tensor | Sequence[int] | None,
         reset: Tensor | None,
+        dtypes: _autocast.Dtypes | None,
     ) -> Any:
         """States and reset come in the user's order of the rows, the layers want the sorted one."""
         x, batch_sizes, sorted_indices, unsorted_indices = input
@@ -175,7 +188,9 @@ class SequenceModule(nn.RNNBase):
         if tracing and not states:
             states = (zeros_of_packed(input, weights, len(self._all_weights)),)
         in_order = PackedSequence(x, batch_sizes)
-        output, hidden, cell_states = self._layers(in_order, states, weights, lengths, reset)
+        output, hidden, cell_states = self._layers(
+            in_order, states, weights, lengths, reset, dtypes
+        )
         hidden = self.permute_hidden(hidden, unsorted_indices)
 
         def like_input(sequence: PackedSequence) -> PackedSequence:
@@ -192,8 +207,13 @@ class SequenceModule(nn.RNNBase):
         weights: list[Tensor],
         lengths: Tensor | Sequence[int] | None,
         reset: Tensor | None,
+        dtypes: _autocast.Dtypes | None,
     ) -> tuple[Any, Any, tuple[Any, ...]]:
         """Output, last state in the form of ``hx``, cell states of each layer."""
+        if dtypes is not None:
+            input = _autocast.cast(input, dtypes.compute)
+            states = tuple(state.to(dtypes.compute) for state in states)
+            weights = [weight.to(dtypes.compute) for weight in weights]
         output, h_n, c_n, cell_states = sequence(
             CELL_OF_MODE[self.mode].name,
             input,
@@ -210,6 +230,9 @@ class SequenceModule(nn.RNNBase):
             return_cell_states=self.return_cell_states,
             recompute=self.recompute,
         )
+        if dtypes is not None:
+            output, h_n = _autocast.cast(output, dtypes.hidden), h_n.to(dtypes.hidden)
+            c_n = None if c_n is None else c_n.to(dtypes.cell)
         return output, (h_n if c_n is None else (h_n, c_n)), cell_states
 
     def _check(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> None:
@@ -257,6 +280,10 @@ class SequenceModule(nn.RNNBase):
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         return f"{extra}, recompute=True" if self.recompute else extra
+
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script asks for instead of a module that it cannot compile."""
+        refuse_jit_script(type(self).__name__)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
