@@ -100,7 +100,7 @@ def _refuse(problem: Problem) -> None:
         "proj_size": problem.projected,
         "reset": problem.reset,
         "return_cell_states": problem.keep_cell_states,
-        "a PackedSequence": problem.packed,
+        "PackedSequence": problem.packed,
     }
     options = ", ".join(option for option, wanted in refused.items() if wanted)
     if options:
