@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import backends, ops
+from . import backends, onnx_export, ops
 from .backends.base import DifferentiableBackend, FusedBackend, Gradients, Needs
 from .cells import CELLS
 from .problem import LayerInputs, LayerOutputs, Problem
@@ -249,6 +249,9 @@ def layer(
         keep_cell_states=keep_cell_states,
         training=needs_grad,
     )
+    exporting = torch.compiler.is_exporting()
+    if exporting and onnx_export.is_exporting():
+        return onnx_export.layer(problem, inputs)
     backend = backends.select(problem)
     if isinstance(backend, DifferentiableBackend):
         if recompute and needs_grad and not backends.transformed():
@@ -263,7 +266,7 @@ def layer(
         return outputs._replace(cell_states=_of_dtype(problem, outputs.cell_states))
     keep_cell_states = problem.keep_cell_states
     x, h0, c0, weights, lengths, batch_sizes, reset = inputs
-    if needs_grad:
+    if needs_grad and not exporting:  # an exported operator is differentiable by itself
         y, h_n, *rest = _Layer.apply(
             None if traced else (backend, problem),
             cell,
@@ -332,3 +335,60 @@ def _needs_grad(inputs: LayerInputs) -> bool:
         return False
     tensors = (inputs.x, inputs.h0, inputs.c0, *inputs.weights)
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+# The operators by themselves, as they stand in exported programs: differentiable too.
+
+
+def _keep_for_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    cell, x, h0, c0, weights, *masks, directions, keep_cell_states, training = inputs
+    *_, cell_states, reserve = output
+    ctx.mark_non_differentiable(reserve)
+    ctx.cell, ctx.directions, ctx.keep_cell_states = cell, directions, keep_cell_states
+    kept = (cell_states if cell_states.numel() else None, reserve) if training else (None, None)
+    ctx.save_for_backward(*kept, x, h0, c0, *masks, *weights)
+
+
+def _backward_of_operator(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+    cell_states, reserve, x, h0, c0, lengths, batch_sizes, reset, *weights = ctx.saved_tensors
+    inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
+    wanted = ctx.needs_input_grad
+    needs = [*wanted[1:4], *wanted[4]]
+    grad_y, grad_h_n, grad_c_n, grad_cell_states, _ = grad_outputs
+    has_c = CELLS[ctx.cell].has_cell_state
+    keep = has_c and ctx.keep_cell_states
+    above = Gradients(
+        grad_y,
+        grad_h_n,
+        grad_c_n if has_c else None,
+        grad_cell_states if keep else None,
+    )
+    if torch.is_grad_enabled():
+        given = [grad for grad in above if grad is not None]
+        grads = _differentiable_backward(ctx, inputs, given, needs)
+    else:
+        flat = ops.layer_backward(
+            ctx.cell,
+            *inputs,
+            ctx.directions,
+            ctx.keep_cell_states,
+            cell_states,
+            reserve,
+            *above,
+            needs,
+        )
+        grads = [grad if need else None for grad, need in zip(flat, needs, strict=True)]
+    return (None, *grads[:3], grads[3:], *[None] * 6)
+
+
+def _no_second_derivative(ctx: Any, grads: Sequence[Tensor]) -> None:
+    raise RuntimeError(
+        "torch.ops.fastrnn.layer_backward: expected to be called without gradients; "
+        "gradients of gradients are layer_forward's, with create_graph=True"
+    )
+
+
+torch.library.register_autograd(
+    "fastrnn::layer_forward", _backward_of_operator, setup_context=_keep_for_operator
+)
+torch.library.register_autograd("fastrnn::layer_backward", _no_second_derivative)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -238,6 +239,8 @@ def sequence(
             h0 = _in_order_of_rows("h0", h0, packed.sorted_indices, 3)
             c0 = _in_order_of_rows("c0", c0, packed.sorted_indices, 3)
             reset = _in_order_of_rows("reset", reset, packed.sorted_indices, 2)
+        if h0 is None and torch.compiler.is_compiling() and len(weights) > 1:
+            h0 = zeros_of_packed(packed, weights, num_layers * directions)
     elif unbatched:
         x = x.unsqueeze(1)
         h0, c0, reset = (
@@ -321,6 +324,17 @@ def sequence(
         c_n,
         tuple(to_user(c) for c in cell_states),
     )
+
+
+def zeros_of_packed(packed: PackedSequence, weights: Sequence[Tensor], states: int) -> Tensor:
+    """The initial h that None stands for: while a compiler traces, it tells the batch size.
+
+    That of packed data is a value, ``batch_sizes[0]``, and every reading of a value is an unknown
+    of its own in a trace; so it is read once at most, and not at all where a shape tells it.
+    """
+    order = packed.sorted_indices
+    batch: Any = packed.batch_sizes[0].item() if order is None else order.shape[0]
+    return packed.data.new_zeros(states, batch, weights[1].shape[-1])
 
 
 def _check_tensor(name: str, value: object, kind: str = "Tensor") -> None:

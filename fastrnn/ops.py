@@ -8,6 +8,9 @@ number of outputs: what a cell or a call does not have is an empty tensor here.
 ``layer_backward`` without cell_states and reserve runs forward first. That is part of the one
 operator, which needs the gradients of the outputs: no partitioner of a compiler can then move the
 forward out of backward and keep its results.
+
+``layer_forward`` is differentiable by itself (``autograd`` registers how), as it has to be in an
+exported program; called by ``autograd``'s Function, it is not asked.
 """
 
 from __future__ import annotations
@@ -116,7 +119,7 @@ def _backward(
     grad_cell_states: Tensor | None,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of x, h0, c0 and the weights; an empty tensor where ``needs`` says no.
+    """Gradients of x, h0, c0 and the weights; empty where ``needs`` says no, or of what is None.
 
     Runs forward first where neither cell_states nor reserve were kept.
     """
@@ -130,7 +133,7 @@ def _backward(
         None if grad_cell_states is None else grad_cell_states.contiguous(),
     )
     backend = backends.select_fused(problem)
-    needed = Needs(needs[0], needs[1], needs[2], needs[3:])
+    needed = Needs(needs[0], needs[1] and h0 is not None, needs[2] and c0 is not None, needs[3:])
     if reserve is None:
         cell_states, reserve = backend.forward(problem, inputs)[3:]
         assert reserve is not None

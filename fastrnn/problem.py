@@ -189,7 +189,7 @@ class Problem(NamedTuple):
                 )
 
         if batch_sizes is not None:
-            steps, batch = _check_batch_sizes(batch_sizes, x.shape[0])
+            steps, batch = _check_batch_sizes(batch_sizes, x.shape[0], h0)
             rows = x.shape[0]
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence carries its own, expected None")
@@ -355,8 +355,11 @@ def _check_lengths(lengths: Tensor, steps: int, batch: int, x: Tensor) -> None:
             )
 
 
-def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> tuple[int, int]:
-    """Number of steps and batch size of packed data."""
+def _check_batch_sizes(batch_sizes: Tensor, rows: int, h0: Tensor | None) -> tuple[int, int]:
+    """Number of steps and batch size of packed data.
+
+    While tracing, when values cannot be read, h0 tells the batch size.
+    """
     if batch_sizes.dtype != torch.int64 or batch_sizes.device.type not in ("cpu", "meta"):
         raise RuntimeError(
             f"batch_sizes: expected torch.int64 on the CPU, "
@@ -367,7 +370,9 @@ def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> tuple[int, int]:
     steps = batch_sizes.shape[0]
     if steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    batch = int(batch_sizes[0])
+    if h0 is not None and h0.dim() == 3 and not _is_concrete(batch_sizes):
+        return steps, h0.shape[1]
+    batch: int = batch_sizes[0].item()  # type: ignore[assignment]  # a symbol, while tracing
     if _is_concrete(batch_sizes):
         total = int(batch_sizes.sum())
         if total != rows:

@@ -54,6 +54,7 @@ __all__ = [
     "example",
     "explain",
     "get",
+    "insists_on_kernels",
     "register",
     "select",
     "select_fused",
@@ -130,6 +131,12 @@ def use_backend(name: str | None) -> Iterator[None]:
         yield
     finally:
         _forced.name = before
+
+
+def insists_on_kernels() -> bool:
+    """Whether the backend insisted on has kernels of its own: then a trace is to hold ours."""
+    name = _forced.name or _from_environment
+    return name is not None and isinstance(_registry.get(name), FusedBackend)
 
 
 def _verdict(backend: Backend, problem: Problem) -> Verdict:

@@ -3,6 +3,9 @@
 Tensor subclasses and duck types with ``__torch_function__``, function modes, ``torch.jit.trace``
 and ``torch.export`` expect torch's operator (``aten::lstm``), which they know, and autocast has
 rules of its own for each. The module then calls the forward of torch's module of that name.
+
+``torch.compile`` would unroll torch's operators, so compiled calls under autocast are ours, in
+autocast's dtype; only the dtypes of their results are torch's.
 """
 
 from __future__ import annotations
@@ -16,13 +19,21 @@ from torch._C import _disabled_torch_function_impl, _get_tracing_state
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from .. import backends, onnx_export
+
 TorchForward = Callable[..., Any]
 
 
 def recorded() -> bool:
-    """Whether torch.jit or torch.export records the operators that are called."""
+    """Whether torch.jit or torch.export records the operators that are called.
+
+    Not where a program with operators of other kinds is wanted: ONNX's, in ``torch.onnx.export``,
+    or ours, under ``use_backend`` of a backend with kernels.
+    """
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return torch.compiler.is_exporting() and not (
+            onnx_export.is_exporting() or backends.insists_on_kernels()
+        )
     return _get_tracing_state() is not None
 
 
@@ -39,6 +50,18 @@ def refuse_jit_trace(options: str) -> None:
         )
 
 
+def refuse_jit_script(name: str) -> None:
+    """What ``torch.jit.script`` meets in a module of that name.
+
+    Raises:
+        RuntimeError: always.
+    """
+    raise RuntimeError(
+        f"torch.jit.script: fastrnn.{name} has no form in TorchScript; use torch.jit.trace, "
+        f"torch.export or torch.compile, or script a torch.nn.{name} with its state_dict"
+    )
+
+
 def seen_by_torch_function(values: Iterable[object], *, options: str | None) -> bool:
     """Whether a call for which ``has_torch_function`` said yes has to be torch's.
 
@@ -51,6 +74,8 @@ def seen_by_torch_function(values: Iterable[object], *, options: str | None) -> 
     """
     overriding = next(filter(_overrides_torch, values), None)
     if overriding is None:
+        if torch.compiler.is_exporting():
+            return False  # a mode of torch.export's own; `recorded` knows what to do then
         # A function mode. torch.set_default_device is one too, without interest in our calls.
         modes = _get_current_function_mode_stack()
         return options is None and any(not isinstance(mode, DeviceContext) for mode in modes)

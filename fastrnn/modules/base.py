@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch._C import _is_any_autocast_enabled
 from torch.nn.utils.rnn import PackedSequence
@@ -14,15 +15,21 @@ from torch.utils.checkpoint import checkpoint
 from .. import backends
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
-from ..functional import sequence
-from ._dispatch import TorchForward, recorded, refuse_jit_trace, seen_by_torch_function
+from ..functional import sequence, zeros_of_packed
+from . import _autocast
+from ._dispatch import (
+    TorchForward,
+    recorded,
+    refuse_jit_script,
+    refuse_jit_trace,
+    seen_by_torch_function,
+)
 from ._from_torch import FromTorch
 
 CELL_OF_MODE: dict[str, Cell] = {cell.torch_mode: cell for cell in CELLS.values()}
 
 _DIRECT_CELL_OF_MODE = {mode: DIRECT_CELL[cell.name] for mode, cell in CELL_OF_MODE.items()}
 
-_TORCH_CHECKS = (nn.RNNBase.check_forward_args, nn.LSTM.check_forward_args)
 #: Methods of torch's modules that a subclass may replace to check calls its own way.
 _CHECKS = (
     "check_input",
@@ -110,15 +117,20 @@ class SequenceModule(FromTorch, nn.RNNBase):
             options = self._options(lengths, reset)
             if seen_by_torch_function((x, *states, *weights), options=options):
                 return self._torch_forward(input, hx)
-        if _is_any_autocast_enabled() or recorded():
+        dtypes = None
+        if recorded() or (_is_any_autocast_enabled() and not torch.compiler.is_exporting()):
             options = self._options(lengths, reset)
             if options is None:
-                if self.recompute and not recorded():  # nobody records a backward
-                    return checkpoint(self._torch_forward, input, hx, use_reentrant=False)
-                return self._torch_forward(input, hx)
-            refuse_jit_trace(options)
+                cell, projected = CELL_OF_MODE[self.mode], self.proj_size > 0
+                dtypes = _autocast.dtypes(cell, input, states, weights, projected=projected)
+                if dtypes is None:
+                    if self.recompute and not recorded():  # nobody records a backward
+                        return checkpoint(self._torch_forward, input, hx, use_reentrant=False)
+                    return self._torch_forward(input, hx)
+            else:
+                refuse_jit_trace(options)
         if isinstance(input, PackedSequence):
-            return self._run_packed(input, hx, weights, lengths, reset)
+            return self._run_packed(input, hx, weights, lengths, reset, dtypes)
 
         rank = x.dim()
         if rank not in (2, 3):
@@ -132,7 +144,7 @@ class SequenceModule(FromTorch, nn.RNNBase):
             batched = tuple(state.unsqueeze(1) for state in states)
             hx_batched = hx if hx is None else batched if len(batched) == 2 else batched[0]
             self._check(x.unsqueeze(0 if self.batch_first else 1), hx_batched, None)
-        output, hidden, cell_states = self._layers(input, states, weights, lengths, reset)
+        output, hidden, cell_states = self._layers(input, states, weights, lengths, reset, dtypes)
         return (output, hidden, cell_states) if self.return_cell_states else (output, hidden)
 
     def _run_directly(
@@ -160,6 +172,7 @@ class SequenceModule(FromTorch, nn.RNNBase):
         weights: list[Tensor],
         lengths: Tensor | Sequence[int] | None,
         reset: Tensor | None,
+        dtypes: _autocast.Dtypes | None,
     ) -> Any:
         """States and reset come in the user's order of the rows, the layers want the sorted one."""
         x, batch_sizes, sorted_indices, unsorted_indices = input
@@ -167,15 +180,21 @@ class SequenceModule(FromTorch, nn.RNNBase):
             raise IndexError("index 0 is out of bounds for dimension 0 with size 0")
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        self._check(x, hx, batch_sizes)
+        tracing = torch.compiler.is_compiling()
+        # torch's check of hx reads batch_sizes[0], a value that a trace does not know.
+        self._check(x, None if tracing and self._checks_as_torch else hx, batch_sizes)
         if sorted_indices is not None and isinstance(reset, Tensor) and reset.dim() == 2:
             rows = 0 if self.batch_first else 1
             if reset.shape[rows] == sorted_indices.shape[0]:  # else: refused further down
                 reset = reset.index_select(rows, sorted_indices)
 
         states = () if hx is None else self._states(hx)
+        if tracing and not states:
+            states = (zeros_of_packed(input, weights, len(self._all_weights)),)
         in_order = PackedSequence(x, batch_sizes)
-        output, hidden, cell_states = self._layers(in_order, states, weights, lengths, reset)
+        output, hidden, cell_states = self._layers(
+            in_order, states, weights, lengths, reset, dtypes
+        )
         hidden = self.permute_hidden(hidden, unsorted_indices)
 
         def like_input(sequence: PackedSequence) -> PackedSequence:
@@ -192,8 +211,13 @@ class SequenceModule(FromTorch, nn.RNNBase):
         weights: list[Tensor],
         lengths: Tensor | Sequence[int] | None,
         reset: Tensor | None,
+        dtypes: _autocast.Dtypes | None,
     ) -> tuple[Any, Any, tuple[Any, ...]]:
         """Output, last state in the form of ``hx``, cell states of each layer."""
+        if dtypes is not None:
+            input = _autocast.cast(input, dtypes.compute)
+            states = tuple(state.to(dtypes.compute) for state in states)
+            weights = [weight.to(dtypes.compute) for weight in weights]
         output, h_n, c_n, cell_states = sequence(
             CELL_OF_MODE[self.mode].name,
             input,
@@ -210,6 +234,9 @@ class SequenceModule(FromTorch, nn.RNNBase):
             return_cell_states=self.return_cell_states,
             recompute=self.recompute,
         )
+        if dtypes is not None:
+            output, h_n = _autocast.cast(output, dtypes.hidden), h_n.to(dtypes.hidden)
+            c_n = None if c_n is None else c_n.to(dtypes.cell)
         return output, (h_n if c_n is None else (h_n, c_n)), cell_states
 
     def _check(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> None:
@@ -217,7 +244,7 @@ class SequenceModule(FromTorch, nn.RNNBase):
         if hx is not None:
             self.check_forward_args(input, hx, batch_sizes)
             return
-        if getattr(self.check_forward_args, "__func__", None) not in _TORCH_CHECKS:
+        if not (self._checks_as_torch and "check_forward_args" not in self.__dict__):
             self.check_forward_args(input, self._zeros(input, batch_sizes), batch_sizes)
             return
         self.check_input(input, batch_sizes)
@@ -260,6 +287,10 @@ class SequenceModule(FromTorch, nn.RNNBase):
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         return f"{extra}, recompute=True" if self.recompute else extra
+
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script asks for instead of a module that it cannot compile."""
+        refuse_jit_script(type(self).__name__)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()

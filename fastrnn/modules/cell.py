@@ -18,7 +18,7 @@ from ..autograd import layer
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, NONLINEARITIES
 from ..problem import LayerInputs
-from ._dispatch import TorchForward, recorded, seen_by_torch_function
+from ._dispatch import TorchForward, recorded, refuse_jit_script, seen_by_torch_function
 from ._from_torch import FromTorch
 from .base import check_flag, without_prepacked
 
@@ -106,6 +106,10 @@ class CellModule(FromTorch, nn.RNNCellBase):
             return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
         except KeyError:  # reparametrized, or replaced by plain tensors
             return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script asks for instead of a module that it cannot compile."""
+        refuse_jit_script(type(self).__name__)
 
     def __getstate__(self) -> dict[str, Any]:
         return without_prepacked(self.__dict__)
