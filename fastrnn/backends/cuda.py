@@ -8,8 +8,7 @@ products is dense, so that no product meets padding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -51,8 +50,10 @@ def _plain(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.resolve_neg().contiguous()
 
 
-#: What torch.backends.cudnn.rnn.fp32_precision is the long way to.
+#: What the properties fp32_precision of torch.backends.cudnn.rnn and of torch.backends.cuda.matmul
+#: are the long way to.
 _precision_of = torch._C._get_fp32_precision_getter
+_set_precision = torch._C._set_fp32_precision_setter
 
 
 def _arithmetic(problem: Problem) -> int:
@@ -62,27 +63,26 @@ def _arithmetic(problem: Problem) -> int:
     return _MATH[problem.dtype]
 
 
-_AS_THEY_ARE = nullcontext()
-
-
-def _products(math: int) -> AbstractContextManager[None]:
+class _Products:
     """torch's products as cuDNN's RNNs would make them: in TF32 by their flag, not by matmul's."""
-    if math not in (_TF32, _MATH[torch.float32]):
-        return _AS_THEY_ARE
-    before, wanted = _precision_of("cuda", "matmul"), "tf32" if math == _TF32 else "ieee"
-    if before == wanted or (before == "none" and wanted == "ieee"):
-        return _AS_THEY_ARE
-    return _matmul_precision(wanted)
 
+    def __init__(self, math: int) -> None:
+        self.before = self.wanted = ""
+        if math in (_TF32, _MATH[torch.float32]):
+            self.wanted = "tf32" if math == _TF32 else "ieee"
 
-@contextmanager
-def _matmul_precision(wanted: str) -> Iterator[None]:
-    flags = torch.backends.cuda.matmul
-    before, flags.fp32_precision = flags.fp32_precision, wanted
-    try:
-        yield
-    finally:
-        flags.fp32_precision = before
+    def __enter__(self) -> None:
+        if not self.wanted:
+            return
+        self.before = _precision_of("cuda", "matmul")
+        if self.before == self.wanted or (self.before == "none" and self.wanted == "ieee"):
+            self.wanted = ""
+        else:
+            _set_precision("cuda", "matmul", self.wanted)
+
+    def __exit__(self, *_: object) -> None:
+        if self.wanted:
+            _set_precision("cuda", "matmul", self.before)
 
 
 class _Fixed:
@@ -210,7 +210,7 @@ class CudaBackend(FusedBackend):
         call = _Call(self, problem, inputs)
         outputs = problem.allocate(call.x)
         x = call.dense_x(call.dense_index())
-        with _products(call.math):
+        with _Products(call.math):
             gates = [torch.mm(x, own[0].t()) for own in call.weights]
         call.run(
             "forward",
@@ -273,7 +273,7 @@ class CudaBackend(FusedBackend):
             _pair(mid),
             _pair(dh),
         )
-        with _products(call.math):
+        with _Products(call.math):
             weights: list[Tensor | None] = []
             x = call.dense_x(index) if any(own[0] for own in wants) else None
             for d in directions:
