@@ -21,11 +21,12 @@
 FASTRNN_NAMESPACE_BEGIN
 
 // kBlocks of 8 units, a group, and kTiles of 8 places: what a block computes at a time.
-template <class Math_, int kBlocks_>
+template <class Math_, int kBlocks_, bool kWide_ = false>
 struct TileShape {
   using Math = Math_;
+  static constexpr bool kWide = kWide_;
   static constexpr int kBlocks = kBlocks_;
-  static constexpr int kTiles = Math::kMatrix ? 2 : 1;
+  static constexpr int kTiles = sequence_tiles(Math::kMatrix, kWide);
   static constexpr int kUnits = 8 * kBlocks, kPlaces = 8 * kTiles;
 };
 
@@ -92,6 +93,7 @@ class Sequence {
   using S = typename Math::Storage;
   using N = typename Math::Number;
   static constexpr int kUnits = Shape::kUnits, kPlaces = Shape::kPlaces;
+  static_assert(kUnits * kPlaces <= kThreads, "a thread for each unit and place");
 
  public:
   // Shared memory: weights of both stages if they are resident, partial sums, states.
@@ -217,7 +219,7 @@ class Sequence {
       Stage own(p_, d_);
       if (active) own.load(t, place, unit);
       const bool multiplies = g < groups(kStage, target);
-      constexpr int kAhead = !Math::kMatrix ? 1 : kHalves <= 4 ? 4 : Pass::kStages == 1 ? 2 : 1;
+      constexpr int kAhead = bricks_ahead(Math::kMatrix, Shape::kWide, kHalves, Pass::kStages);
       Multiplication<Math, kHalves, Shape::kTiles, kAhead, Exchanging::kShared> product_of_warp(
           weights<Stage, kStage>(target, g) + int64_t(skipped) * kBrickVectors<Stage>, begin,
           multiplies ? end : begin);

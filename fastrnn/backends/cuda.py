@@ -30,7 +30,7 @@ _MATH = {
 }
 _TF32 = 3
 
-REGIMES = ("stepwise", "processor", "cluster", "grid")
+REGIMES = ("stepwise", "processor", "cluster", "grid", "tiled")
 
 
 @functools.cache
