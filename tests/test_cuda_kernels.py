@@ -15,7 +15,7 @@ if runner.compiler() is None:
 
 from cuda_emulated import registered
 
-REGIMES = ("stepwise", "processor", "cluster", "grid-1", "grid-4")
+REGIMES = ("stepwise", "processor", "cluster", "grid-1", "grid-4", "tiled-1", "tiled-4")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Enough for a grid of several teams, too few for every plan.
 DEVICE = {"multiprocessors": 16}
@@ -108,6 +108,34 @@ def test_every_way_to_share_the_work(cell: str, regime: str, units: int) -> None
     for dtype in (torch.bfloat16, torch.float32):
         case = Case(cell, dtype, steps=3, hidden_size=71, batch=18, reset="random")
         compare(run(case, f"{regime}-{units}"), reference(arguments(case)), case)
+
+
+@pytest.mark.parametrize("regime", ["tiled-1", "tiled-2", "tiled-8", "grid-1-1-32", "grid-4-1-32"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+def test_large_tiles(cell: str, regime: str) -> None:
+    """Several tiles of places, several blocks of units and more pieces of k than lie in shared
+    memory; with places and units that the last tile does not fill."""
+    wide = regime.startswith("grid")
+    dtypes = (torch.float16, torch.bfloat16) if wide else (torch.bfloat16, torch.float32)
+    for dtype in (*dtypes, *(() if wide else (torch.float64,))):
+        hidden = 70 if wide else 137
+        case = Case(cell, dtype, steps=3, hidden_size=hidden, batch=70, lengths="random")
+        compare(run(case, regime), reference(arguments(case)), case)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_a_cluster_of_sixteen(cell: str) -> None:
+    """More than every device with clusters can have: where the occupancy query says so."""
+    case = Case(cell, torch.float16, steps=3, hidden_size=130, batch=18, reset="random")
+    device = {"multiprocessors": 16, "multiprocessors_per_group": 16, "cluster_limit": 16}
+    with registered("cluster-16-1", **device) as name:
+        compare(results(arguments(case), backend=name), reference(arguments(case)), case)
+    device["multiprocessors_per_group"] = 8  # at 128 registers a thread two blocks share one
+    with registered("cluster-16-1", **device, registers_per_thread=255) as name:
+        with pytest.raises(RuntimeError, match="the regime cluster cannot run this"):
+            results(arguments(case), backend=name)
+        with registered(**device, registers_per_thread=255) as free:
+            compare(results(arguments(case), backend=free), reference(arguments(case)), case)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -224,3 +252,15 @@ def test_no_races(cell: str, dtype: torch.dtype, regime: str) -> None:
     projected = replace(case, proj_size=7, lengths="random")
     for one in [case, *([projected] if cell == "lstm" else [])]:
         compare(run(one, regime, checked=True), reference(arguments(one)), one)
+
+
+@pytest.mark.slow
+@pytest.mark.cuda
+@pytest.mark.parametrize("regime", ["tiled-1", "tiled-2", "tiled-8", "grid-1-1-32", "grid-2-1-32"])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_no_races_of_large_tiles(cell: str, regime: str) -> None:
+    for dtype in FLOATS:
+        if regime.startswith("grid") and dtype.itemsize > 2:
+            continue  # without matrix instructions there are none
+        case = Case(cell, dtype, steps=2, hidden_size=75, batch=66, lengths="random")
+        compare(run(case, regime, checked=True), reference(arguments(case)), case)

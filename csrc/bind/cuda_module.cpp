@@ -27,8 +27,8 @@ using SizeList = std::array<int64_t, 7>;
 using MaskList = std::array<Address, 3>;
 // Of a direction: w_ih, w_hh, b_ih, b_hh, w_hr
 using WeightList = std::vector<std::array<Address, 5>>;
-// device, stream, workspace; regime, cluster, unit_blocks insisted on
-using CallList = std::array<int64_t, 6>;
+// device, stream, workspace; regime, cluster, unit_blocks, tile_places insisted on
+using CallList = std::array<int64_t, 7>;
 using Pair = std::array<Address, 2>;
 
 Sizes sizes_of(const SizeList& sizes, const MaskList& masks) {
@@ -43,7 +43,10 @@ Sizes sizes_of(const SizeList& sizes, const MaskList& masks) {
 }
 
 CudaCall call_of(const CallList& call) {
-  return {int(call[0]), (void*)call[1], (void*)call[2], {int(call[3]), int(call[4]), int(call[5])}};
+  return {int(call[0]),
+          (void*)call[1],
+          (void*)call[2],
+          {int(call[3]), int(call[4]), int(call[5]), int(call[6])}};
 }
 
 template <class Args>
@@ -105,7 +108,7 @@ int64_t dense_rows(const CallList& call, const SizeList& sizes, const MaskList& 
 // For tests: the plan for a device of those numbers, on which everything that fits is resident.
 py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t steps, int64_t batch,
               int directions, bool matrix, int value_bytes, int processors, int shared_bytes, int max_cluster,
-              int clusters, std::array<int, 3> choice) {
+              int clusters, std::array<int, 4> choice) {
   PlanInput input;
   input.stages = stages, input.steps = steps, input.batch = batch, input.directions = directions;
   for (size_t s = 0; s < stage.size() && s < 2; ++s)
@@ -117,7 +120,7 @@ py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t ste
   input.resident_clusters = [=](const Plan& plan) { return clusters / plan.cluster; };
   Plan found;
   py::dict result;
-  if (!make_plan(input, {choice[0], choice[1], choice[2]}, found)) return result;
+  if (!make_plan(input, {choice[0], choice[1], choice[2], choice[3]}, found)) return result;
   result["regime"] = regime_name(found.regime);
   result["cluster"] = found.cluster, result["blocks"] = found.blocks;
   result["unit_blocks"] = std::vector<int>(found.unit_blocks, found.unit_blocks + stages);

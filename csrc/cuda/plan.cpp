@@ -238,6 +238,7 @@ bool make_plan(const PlanInput& input, const PlanChoice& choice, Plan& best) {
     if (!possible || other(choice.regime, int(plan.regime))) return;
     if (other(choice.cluster, plan.cluster) || other(choice.unit_blocks, plan.unit_blocks[0]))
       return;
+    if (other(choice.tile_places, plan.tile_places)) return;
     if (!found || plan.step < best.step) best = plan;
     found = true;
   };

@@ -24,6 +24,7 @@ struct PlanChoice {
   int regime = -1;
   int cluster = -1;
   int unit_blocks = -1;
+  int tile_places = -1;
 };
 
 // A product of a step as a plan sees it.

@@ -267,12 +267,14 @@ class Schedule {
   // Asking what is resident takes longer than a launch, so plans are kept.
   Plan planned(const PlanInput& input, const DeviceProperties& device) const {
     const PlanChoice& choice = call_.choice;
-    const std::array<int64_t, 12> key = {
+    using Key = std::array<int64_t, 13>;
+    const Key key = {
         call_.device,         device.processors, device.shared_bytes,  device.max_cluster,
         input.batch,          input.directions,  input.stage[0].units, input.stage[0].bricks,
-        input.stage[1].units, choice.regime,     choice.cluster,       choice.unit_blocks};
+        input.stage[1].units, choice.regime,     choice.cluster,       choice.unit_blocks,
+        choice.tile_places};
     static std::mutex mutex;
-    static std::map<std::array<int64_t, 12>, Plan> plans;
+    static std::map<Key, Plan> plans;
     const std::lock_guard<std::mutex> lock(mutex);
     const auto known = plans.find(key);
     if (known != plans.end()) return known->second;
