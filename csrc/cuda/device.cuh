@@ -295,7 +295,7 @@ int resident_clusters(void (*kernel)(Args), const Launch& how, const char* what)
   const cudaLaunchConfig_t config = configuration(kernel, how, attributes, what);
   int clusters = 0;
   const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
-  if (how.cluster > kPortableCluster && status == cudaErrorInvalidClusterSize) {
+  if (status != cudaSuccess && how.cluster > kPortableCluster) {
     cudaGetLastError();
     return 0;
   }
