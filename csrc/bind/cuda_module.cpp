@@ -107,8 +107,8 @@ int64_t dense_rows(const CallList& call, const SizeList& sizes, const MaskList& 
 
 // For tests: the plan for a device of those numbers, on which everything that fits is resident.
 py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t steps, int64_t batch,
-              int directions, bool matrix, int value_bytes, int processors, int shared_bytes, int max_cluster,
-              int clusters, std::array<int, 4> choice) {
+              int directions, bool matrix, int value_bytes, int processors, int shared_bytes,
+              int max_cluster, int clusters, std::array<int, 4> choice) {
   PlanInput input;
   input.stages = stages, input.steps = steps, input.batch = batch, input.directions = directions;
   for (size_t s = 0; s < stage.size() && s < 2; ++s)

@@ -116,10 +116,10 @@ FASTRNN_DEVICE Vector16 load_exchanged(const void* p) {
 
 // 16 bytes. Nobody may touch `shared` until the copy's group has been waited for.
 FASTRNN_DEVICE void begin_copy(Vector16* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                   unsigned(__cvta_generic_to_shared(shared))),
-               "l"(global)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(shared))),
+      "l"(global)
+      : "memory");
 }
 FASTRNN_DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all of the thread's groups but the last kStillOpen are there for this thread; for others
@@ -248,8 +248,8 @@ cudaLaunchConfig_t configuration(void (*kernel)(Args), const Launch& launch,
           what);
   cudaLaunchConfig_t config = {};
   if (launch.cluster > kPortableCluster)
-    check(cudaFuncSetAttribute((const void*)kernel,
-                               cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+    check(cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeNonPortableClusterSizeAllowed,
+                               1),
           what);
   config.gridDim = dim3(launch.grid[0], launch.grid[1], launch.grid[2]);
   config.blockDim = dim3(launch.threads);

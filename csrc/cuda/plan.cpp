@@ -26,7 +26,7 @@ struct Rates {
 
 int gates_of(const PlanInput& in) {
   return in.stages == 2 && in.stage[1].gates > in.stage[0].gates ? in.stage[1].gates
-                                                                : in.stage[0].gates;
+                                                                 : in.stage[0].gates;
 }
 
 class Planner {
@@ -46,10 +46,10 @@ class Planner {
       const double states = double(plan.tiles) * states_of(plan, stage) * in_.directions;
       const double traffic = weights * plan.tiles + states * all;
       const double waves = double(ceil_div(all * plan.tiles * in_.directions, in_.processors));
-      const double read = (double(group_bytes(stage, unit_blocks)) + states_of(plan, stage)) /
-                          Rates::kFromL2;
-      const double own = Rates::kBlock + most(most(read, round_trips(plan, stage, 1)),
-                                              multiplication(plan, stage));
+      const double read =
+          (double(group_bytes(stage, unit_blocks)) + states_of(plan, stage)) / Rates::kFromL2;
+      const double own = Rates::kBlock +
+                         most(most(read, round_trips(plan, stage, 1)), multiplication(plan, stage));
       const double work = most(traffic / Rates::kL2, waves * own);
       plan.step += Rates::kLaunch + most(work, from_memory(weights));
     }
@@ -135,13 +135,14 @@ class Planner {
     }
     for (int s = 0; s < in_.stages; ++s) {
       const StageSize& stage = in_.stage[s];
-      const double weights = double(group_bytes(stage, unit_blocks)) / Rates::kShared;
+      // What a warp has fetched ahead stays in its registers if it is all: sequence.cuh.
+      const bool held = in_.stages == 1 && plan.per_block[s] == 1 && loads(plan, stage, split) == 1;
+      const double weights = held ? 0 : double(group_bytes(stage, unit_blocks)) / Rates::kShared;
       const double turn = Rates::kBlock + (split > 1 ? Rates::kCluster : 0) +
                           most(weights, multiplication(plan, stage));
-      const double states =
-          shares_memory ? states_of(plan, stage) / Rates::kShared
-                        : most(states_of(plan, stage) / split / Rates::kFromL2,
-                               round_trips(plan, stage, split));
+      const double states = shares_memory ? states_of(plan, stage) / Rates::kShared
+                                          : most(states_of(plan, stage) / split / Rates::kFromL2,
+                                                 round_trips(plan, stage, split));
       const double one = plan.per_block[s] * (turn + states), work = double(team_tiles) * one;
       if (regime == Regime::processor) {
         plan.step += work;
@@ -158,8 +159,7 @@ class Planner {
 
   int64_t most_groups(int unit_blocks) const {
     int64_t found = 1;
-    for (int s = 0; s < in_.stages; ++s)
-      found = most(found, groups(in_.stage[s], unit_blocks));
+    for (int s = 0; s < in_.stages; ++s) found = most(found, groups(in_.stage[s], unit_blocks));
     return found;
   }
 
@@ -197,11 +197,14 @@ class Planner {
     if (in_.matrix) halves += halves % 2;
     return double(halves) * (plan.tile_places / 8) * stage.bricks / brick_rate();
   }
-  // A warp of sequence.cuh waits for the bricks of some loads before it asks for the next.
-  double round_trips(const Plan& plan, const StageSize& stage, int split) const {
+  // How often a warp of sequence.cuh waits for some bricks before it asks for the next.
+  int64_t loads(const Plan& plan, const StageSize& stage, int split) const {
     const int ahead =
         bricks_ahead(in_.matrix, plan.wide, stage.gates * plan.unit_blocks[0], in_.stages);
-    return Rates::kLatency * double(ceil_div(stage.bricks, int64_t(kWarps) * split * ahead));
+    return ceil_div(stage.bricks, int64_t(kWarps) * split * ahead);
+  }
+  double round_trips(const Plan& plan, const StageSize& stage, int split) const {
+    return Rates::kLatency * double(loads(plan, stage, split));
   }
 
   Plan base(Regime regime, int unit_blocks, bool wide) const {
@@ -225,8 +228,7 @@ bool has_wide(const PlanInput& input, int unit_blocks) { return input.matrix && 
 }  // namespace
 
 const char* regime_name(Regime regime) {
-  static const char* const names[kRegimes] = {"stepwise", "processor", "cluster", "grid",
-                                               "tiled"};
+  static const char* const names[kRegimes] = {"stepwise", "processor", "cluster", "grid", "tiled"};
   return names[int(regime)];
 }
 

@@ -268,11 +268,11 @@ class Schedule {
   Plan planned(const PlanInput& input, const DeviceProperties& device) const {
     const PlanChoice& choice = call_.choice;
     using Key = std::array<int64_t, 13>;
-    const Key key = {
-        call_.device,         device.processors, device.shared_bytes,  device.max_cluster,
-        input.batch,          input.directions,  input.stage[0].units, input.stage[0].bricks,
-        input.stage[1].units, choice.regime,     choice.cluster,       choice.unit_blocks,
-        choice.tile_places};
+    const Key key = {call_.device,         device.processors,     device.shared_bytes,
+                     device.max_cluster,   input.batch,           input.directions,
+                     input.stage[0].units, input.stage[0].bricks, input.stage[1].units,
+                     choice.regime,        choice.cluster,        choice.unit_blocks,
+                     choice.tile_places};
     static std::mutex mutex;
     static std::map<Key, Plan> plans;
     const std::lock_guard<std::mutex> lock(mutex);

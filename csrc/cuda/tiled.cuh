@@ -159,8 +159,7 @@ class TiledStage {
     const int first_tile = warp / kParts / kRowWarps * kWarpTiles;
     const int pieces = (bricks + kPieceBricks - 1) / kPieceBricks;
 #pragma unroll
-    for (int piece = 0; piece < kPieces - 1; ++piece)
-      fetch(piece, bricks, weights, states);
+    for (int piece = 0; piece < kPieces - 1; ++piece) fetch(piece, bricks, weights, states);
     for (int piece = 0; piece < pieces; ++piece) {
       wait_copies<kPieces - 2>();
       sync_block();  // the piece is there for all, and all are done with the one before
@@ -195,8 +194,8 @@ class TiledStage {
         begin_copy(to + half * 32 + slot, from + half * 32 + lane);
 #pragma unroll
       for (int n = threadIdx.x / 32; n < kTiles; n += kWarps)
-        begin_copy(to + (kHalves + n) * 32 + slot, states + (n * 8 + lane / 4) * row_bytes +
-                                                       brick * kBrickBytes + lane % 4 * 16);
+        begin_copy(to + (kHalves + n) * 32 + slot,
+                   states + (n * 8 + lane / 4) * row_bytes + brick * kBrickBytes + lane % 4 * 16);
     }
     close_copies();
   }

@@ -1,4 +1,5 @@
-// How much a block computes at a time: what the kernels are compiled for, and the planner counts on.
+// How much a block computes at a time: what the kernels are compiled for, and the planner counts
+// on.
 #pragma once
 
 #include "../core/platform.h"
@@ -47,7 +48,8 @@ FASTRNN_FN constexpr int tiled_parts(int number_bytes) { return number_bytes == 
 FASTRNN_FN constexpr int64_t tiled_shared_bytes(int gates, int number_bytes) {
   const int halves = gates * tiled_unit_blocks(gates);
   const int64_t pieces = int64_t(kPieces) * kPieceBricks * (halves + kTiledTiles) * 512;
-  const int64_t sums = int64_t(tiled_parts(number_bytes)) * halves * kTiledTiles * 64 * number_bytes;
+  const int64_t sums =
+      int64_t(tiled_parts(number_bytes)) * halves * kTiledTiles * 64 * number_bytes;
   return pieces > sums ? pieces : sums;
 }
 

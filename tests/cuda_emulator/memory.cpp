@@ -59,12 +59,11 @@ void begin_copy(void* shared, const void* global) {
   Thread& thread = *current;
   const int64_t offset = (char*)shared - thread.block->shared;
   if (offset < 0 || offset + 16 > machine().shape.shared_bytes)
-    fail(describe(thread) + " begins a copy to what is not in its block's shared memory: " +
-         describe_address(shared));
+    fail(describe(thread) +
+         " begins a copy to what is not in its block's shared memory: " + describe_address(shared));
   for (const void* p : {(const void*)shared, global})
     if ((uintptr_t)p % 16)
-      fail(describe(thread) +
-           " is in begin_copy() with an address that is not a multiple of 16: " +
+      fail(describe(thread) + " is in begin_copy() with an address that is not a multiple of 16: " +
            describe_address(p));
   races::access(global, 16, races::Access::kRead, __builtin_return_address(0));
   races::copy_begins(shared, 16, __builtin_return_address(0));

@@ -164,8 +164,8 @@ std::string at(uint32_t pc) {
 [[noreturn]] void race(const char* p, bool writes, uint32_t pc, const Stamp& other, bool wrote) {
   const char* did = other.time == kCopying ? " has a copy under way" : wrote ? " wrote" : " read";
   fail("race: " + describe(*current) + (writes ? " writes" : " reads") + at(pc) + ", " +
-       name(other.thread) + did + at(other.pc) + ", and nothing orders the two: " +
-       describe_address(p));
+       name(other.thread) + did + at(other.pc) +
+       ", and nothing orders the two: " + describe_address(p));
 }
 
 // Whether the access lies in memory that the current thread may touch; private memory needs no
