@@ -222,9 +222,6 @@ class Planner {
   const PlanInput& in_;
 };
 
-// Wide tiles are compiled for one block of units and matrix instructions.
-bool has_wide(const PlanInput& input, int unit_blocks) { return input.matrix && unit_blocks == 1; }
-
 }  // namespace
 
 const char* regime_name(Regime regime) {
@@ -258,7 +255,7 @@ bool make_plan(const PlanInput& input, const PlanChoice& choice, Plan& best) {
         const int64_t size = ceil_div(ceil_div(groups, per_block), split) * split;
         if (size * input.directions > input.processors) continue;
         for (const bool wide : {false, true})
-          if (!wide || has_wide(input, unit_blocks))
+          if (!wide || (unit_blocks == 1 && has_wide_tiles(input.matrix, input.stage[0].gates)))
             consider(planner.persistent(Regime::grid, unit_blocks, wide, int(size), split, plan),
                      plan);
       }

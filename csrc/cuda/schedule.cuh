@@ -309,7 +309,7 @@ class Schedule {
   template <class P>
   static KernelOf<P> kernel(const Plan& plan) {
     if (plan.regime == Regime::tiled) return run_tiled<P>;
-    if constexpr (Math::kMatrix)
+    if constexpr (has_wide_tiles(Math::kMatrix, P::First::kIn))
       if (plan.wide) return run_sequence<P, TileShape<Math, 1, true>, GlobalExchange>;
     if constexpr (most_unit_blocks(kNumberBytes) == 2)
       if (plan.unit_blocks[0] == 2) return sequence<P, TileShape<Math, 2>>(plan.regime);

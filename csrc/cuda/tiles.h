@@ -21,6 +21,9 @@ constexpr int kBrickBytes = 64;  // of a row
 FASTRNN_FN constexpr int sequence_tiles(bool matrix, bool wide) {
   return wide ? 4 : matrix ? 2 : 1;
 }
+// Whether there are wide tiles for a first stage of so many gates, in groups of 8 units: with fewer
+// gates the arithmetic gains nothing by them.
+FASTRNN_FN constexpr bool has_wide_tiles(bool matrix, int gates) { return matrix && gates >= 3; }
 // Sums of a larger group would not fit in the registers of a thread.
 FASTRNN_FN constexpr int most_unit_blocks(int number_bytes) { return number_bytes == 8 ? 1 : 2; }
 // Bricks of which a warp has loads under way together, as far as registers go: `halves` half-tiles
