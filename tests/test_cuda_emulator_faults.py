@@ -105,7 +105,7 @@ MEMORY = {
     "one_copy_too_few": r"race: .* reads .* has a copy under way .* of shared memory",
     "copy_over_a_copy": r"race: .* writes .* has a copy under way .* of shared memory",
     "copy_without_barrier": r"race: .* (reads .* (wrote|has a copy)|writes .* read) .* of shared",
-    "copy_over_what_others_read": r"race: .* (writes .* read|reads .* (wrote|has a copy)) .* shared",
+    "copy_over_what_others_read": r"race: .* (writes .* read|reads .* (wrote|has a copy))",
     "copy_to_global": r"begins a copy to what is not in its block's shared memory: byte 0 of data",
     "misaligned_copy": r"not a multiple of 16: byte 4 of data",
     "remote_of_global": r"remote\(\) for what is not in its shared memory: byte 0 of data",
