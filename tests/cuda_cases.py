@@ -12,7 +12,7 @@ import torch
 from cases import Case, Outputs
 from cuda_emulated import registered
 
-REGIMES = ("stepwise", "processor", "cluster", "grid-1", "grid-4")
+REGIMES = ("stepwise", "processor", "cluster", "grid-1", "grid-4", "tiled-1", "tiled-4")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: By name: the dtype of the tensors, and whether products are in TF32.
 ARITHMETICS = {

@@ -73,8 +73,8 @@ def device(*, checked: bool = False, csrc: Path = CSRC) -> runner.Emulated:
 class EmulatedBackend(CudaBackend):
     """The CUDA backend for tensors of the CPU.
 
-    regime: one of REGIMES; with ``-`` and blocks of a cluster, and again ``-`` and blocks of 8
-        units in a group, to insist on those too: ``grid-4-2``.
+    regime: one of REGIMES; with ``-`` and blocks of a cluster, again ``-`` and blocks of 8 units
+        in a group, and again ``-`` and places of a tile, to insist on those too: ``grid-4-2-16``.
     """
 
     name = "cuda_emulated"
@@ -86,8 +86,9 @@ class EmulatedBackend(CudaBackend):
         super().__init__()
         self._extension = extension(checked=checked, csrc=csrc)
         if regime is not None:
-            name, cluster, unit_blocks = (*regime.split("-"), "-1", "-1")[:3]
-            self.choice = (REGIMES.index(name), int(cluster), int(unit_blocks))
+            name, *numbers = regime.split("-")
+            cluster, unit_blocks, places = (*map(int, numbers), -1, -1, -1)[:3]
+            self.choice = (REGIMES.index(name), cluster, unit_blocks, places)
 
     def stream(self, problem: Problem) -> int:
         return 0

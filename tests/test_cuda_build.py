@@ -68,13 +68,15 @@ def report(text: str) -> list[Kernel]:
 
 
 def check(kernels: list[Kernel]) -> None:
-    steps = [kernel for kernel in kernels if "run_sequence" in kernel.name]
+    sequences = [kernel for kernel in kernels if "run_sequence" in kernel.name]
+    tiled = [kernel for kernel in kernels if "run_tiled" in kernel.name]
     # 8 cells, forward and backward, two exchanges, one or two blocks of units; and initial states.
-    assert len(steps) >= 8 * 2 * 2
+    assert len(sequences) >= 8 * 2 * 2
+    assert len(tiled) == 8 * 2 + 1
     for kernel in kernels:
         assert kernel.stack == 0, f"an array in local memory: {kernel}"
         assert kernel.spills == 0, f"registers were spilled: {kernel}"
-    for kernel in steps:
+    for kernel in sequences + tiled:
         # A block is always resident, and has no shared memory that the plan does not know of.
         assert kernel.registers * THREADS <= REGISTERS, kernel
         assert kernel.shared == 0, kernel

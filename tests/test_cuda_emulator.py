@@ -165,6 +165,17 @@ def test_shared_memory_and_barriers(checked: bool) -> None:
 
 
 @CHECKED
+def test_copies_beside_the_threads(checked: bool) -> None:
+    rows = np.random.default_rng(0).integers(-99, 99, (7, 2, 64, 4)).astype(np.float32)
+    expected = np.roll(rows.sum(0), -1, 1)
+    for seed in range(5):
+        sums = np.full((2, 64, 4), np.nan, np.float32)
+        emulated = load("primitives", checked=checked, seed=seed)
+        run(emulated, "pipeline", Launch(2, 64, shared_bytes=3 * 64 * 16), rows, len(rows), sums)
+        np.testing.assert_array_equal(sums, expected)
+
+
+@CHECKED
 def test_shared_memory_begins_as_nan(checked: bool) -> None:
     out = np.zeros((40, 64), np.uint16)
     emulated = load("primitives", checked=checked)

@@ -100,6 +100,14 @@ MEMORY = {
     "copies_beyond_a_buffer": r"reads 32 bytes .* beyond the end of a buffer: byte 1008 of data",
     "copies_without_barrier": r"race: .* of the 256 bytes of shared memory",
     "misaligned_exchange": r"not a multiple of 16: byte 4 of data",
+    "copy_not_waited_for": r"race: .* reads .* has a copy under way .* of shared memory",
+    "copy_of_an_open_group": r"race: .* reads .* has a copy under way .* of shared memory",
+    "one_copy_too_few": r"race: .* reads .* has a copy under way .* of shared memory",
+    "copy_over_a_copy": r"race: .* writes .* has a copy under way .* of shared memory",
+    "copy_without_barrier": r"race: .* (reads .* (wrote|has a copy)|writes .* read) .* of shared",
+    "copy_over_what_others_read": r"race: .* (writes .* read|reads .* (wrote|has a copy))",
+    "copy_to_global": r"begins a copy to what is not in its block's shared memory: byte 0 of data",
+    "misaligned_copy": r"not a multiple of 16: byte 4 of data",
     "remote_of_global": r"remote\(\) for what is not in its shared memory: byte 0 of data",
     "remote_of_no_block": r"remote\(\) for block 2 of a cluster of 1",
 }
@@ -131,6 +139,19 @@ def test_reports_name_lines_of_the_source() -> None:
     with pytest.raises(EmulatorFault) as raised:
         run_on_data(load("faults", checked=True), "two_blocks_write")
     raised.match(rf"writes \[faults.cpp:{write}.*\].* wrote \[faults.cpp:{read}.*\]")
+
+
+@CHECKED
+def test_copies_end_before_their_thread(checked: bool) -> None:
+    with pytest.raises(EmulatorFault, match="returns without having waited for its copies"):
+        run_on_data(load("faults", checked=checked), "returns_during_a_copy", blocks=1)
+
+
+def test_what_is_copied_is_not_there_before_the_wait() -> None:
+    """In the plain build too: it reads NaN."""
+    data = run_on_data(load("faults", checked=False), "copy_not_waited_for", blocks=1)
+    assert np.isnan(data[128:144]).all()
+    assert not np.isnan(data[:128]).any()
 
 
 @pytest.mark.parametrize("kernel", ["writes_beyond_shared", "writes_before_shared"])

@@ -57,6 +57,46 @@ def test_every_way_to_share_the_work(cell: str, regime: str, units: int) -> None
         check(run(case, f"{regime}-{units}"), reference(arguments(case)), case)
 
 
+@pytest.mark.parametrize("regime", ["tiled-1", "tiled-2", "tiled-8"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
+def test_large_tiles(cell: str, regime: str) -> None:
+    """Several tiles of places, several blocks of units and more pieces of k than lie in shared
+    memory; with places and units that the last tile does not fill."""
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        case = Case(cell, dtype, steps=3, hidden_size=137, batch=70, lengths="random")
+        check(run(case, regime), reference(arguments(case)), case)
+
+
+def outputs_only(found: Outputs) -> Outputs:
+    return {name: value for name, value in found.items() if not name.startswith("grad")}
+
+
+@pytest.mark.parametrize("regime", ["grid-1-1-32", "grid-4-1-32"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_wide_tiles(cell: str, regime: str) -> None:
+    """They are those of forward passes in which weights outweigh states."""
+    for projection in (0, 21) if cell == "lstm" else (0,):
+        case = Case(cell, torch.float16, steps=4, hidden_size=70, batch=70, lengths="random")
+        case = replace(case, proj_size=projection)
+        expected = outputs_only(reference(arguments(case)))
+        check(run(case, regime, wanted=()), expected, case)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_a_cluster_of_sixteen(cell: str) -> None:
+    """More than every device with clusters can have: where the occupancy query says so."""
+    case = Case(cell, torch.float16, steps=3, hidden_size=130, batch=18, reset="random")
+    device = {"multiprocessors": 16, "multiprocessors_per_group": 16, "cluster_limit": 16}
+    with registered("cluster-16-1", **device) as name:
+        check(results(arguments(case), backend=name), reference(arguments(case)), case)
+    device["multiprocessors_per_group"] = 8  # at 128 registers a thread two blocks share one
+    with registered("cluster-16-1", **device, registers_per_thread=255) as name:
+        with pytest.raises(RuntimeError, match="the regime cluster cannot run this"):
+            results(arguments(case), backend=name)
+        with registered(**device, registers_per_thread=255) as free:
+            check(results(arguments(case), backend=free), reference(arguments(case)), case)
+
+
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_tf32_where_torch_says_so(cell: str) -> None:
     case = Case(cell, torch.float32, hidden_size=40, batch=9)
@@ -144,3 +184,23 @@ def test_a_device_too_small_for_the_weights_is_served_step_by_step() -> None:
     case = Case("lstm", torch.float32, steps=2, hidden_size=200, batch=2)
     with registered(multiprocessors=2, shared_per_block=32768) as name:
         check(results(arguments(case), backend=name), reference(arguments(case)), case)
+
+
+@pytest.mark.slow
+@pytest.mark.cuda
+@pytest.mark.parametrize("regime", ["tiled-1", "tiled-2", "tiled-8"])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_no_races_of_large_tiles(cell: str, regime: str) -> None:
+    for dtype in FLOATS:
+        case = Case(cell, dtype, steps=2, hidden_size=75, batch=66, lengths="random")
+        check(run(case, regime, checked=True), reference(arguments(case)), case)
+
+
+@pytest.mark.slow
+@pytest.mark.cuda
+@pytest.mark.parametrize("regime", ["grid-1-1-32", "grid-2-1-32"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_no_races_of_wide_tiles(cell: str, regime: str) -> None:
+    case = Case(cell, torch.bfloat16, steps=3, hidden_size=35, batch=66, reset="random")
+    expected = outputs_only(reference(arguments(case)))
+    check(run(case, regime, checked=True, wanted=()), expected, case)

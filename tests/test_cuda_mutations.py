@@ -59,6 +59,48 @@ MUTATIONS = {
         "",
         "cluster-2-1",
     ),
+    "pieces are read before they are there": (
+        "tiled.cuh",
+        "wait_copies<kPieces - 2>();",
+        "wait_copies<kPieces - 1>();",
+        "tiled-1",
+    ),
+    "no barrier between pieces": (
+        "tiled.cuh",
+        "      sync_block();  // the piece is there",
+        "      // the piece is there",
+        "tiled-1",
+    ),
+    "one piece too many on its way": (
+        "tiled.cuh",
+        "      fetch(piece + kPieces - 1, bricks",
+        "      fetch(piece + kPieces, bricks",
+        "tiled-1",
+    ),
+    "copies under way where sums are put": (
+        "tiled.cuh",
+        "    wait_copies<0>();\n",
+        "",
+        "tiled-1",
+    ),
+    "sums put over pieces that others multiply": (
+        "tiled.cuh",
+        "      synchronize();\n      put(tile);",
+        "      put(tile);",
+        "tiled-1",
+    ),
+    "no barrier before tiled sums are taken": (
+        "tiled.cuh",
+        "    synchronize();\n    finish(s, t);",
+        "    finish(s, t);",
+        "tiled-1",
+    ),
+    "a block's barrier for sums of a cluster": (
+        "tiled.cuh",
+        "    if (split_ > 1)\n      cluster_arrive(), cluster_wait();\n    else\n",
+        "",
+        "tiled-2",
+    ),
 }
 
 

@@ -13,8 +13,8 @@ if runner.compiler() is None:
 from cuda_emulated import extension
 
 H200 = {"processors": 132, "shared_bytes": 232448, "max_cluster": 8, "clusters": 120}
-ANY = (-1, -1, -1)
-STEPWISE, PROCESSOR, CLUSTER, GRID = ((place, -1, -1) for place in range(4))
+ANY = (-1, -1, -1, -1)
+STEPWISE, PROCESSOR, CLUSTER, GRID, TILED = ((place, -1, -1, -1) for place in range(5))
 WARPS = 8
 
 
@@ -27,34 +27,36 @@ def stage(units: int, gates: int, values: int, itemsize: int = 2) -> tuple[int, 
 def plan(
     stages: list[tuple[int, int, int, int]],
     batch: int,
-    choice: tuple[int, int, int] = ANY,
+    choice: tuple[int, int, int, int] = ANY,
     directions: int = 1,
+    matrix: bool = True,
+    itemsize: int = 2,
     **device: int,
 ) -> dict[str, Any]:
     numbers = H200 | device
     found: dict[str, Any] = extension().plan(
-        len(stages), stages, 100, batch, directions, 16, *numbers.values(), choice
+        len(stages), stages, 100, batch, directions, matrix, itemsize, *numbers.values(), choice
     )
     return found
 
 
-def forward(hidden: int, gates: int = 4) -> list[tuple[int, int, int, int]]:
-    return [stage(hidden, gates, hidden)]
+def forward(hidden: int, gates: int = 4, itemsize: int = 2) -> list[tuple[int, int, int, int]]:
+    return [stage(hidden, gates, hidden, itemsize)]
 
 
-def backward(hidden: int, gates: int = 4) -> list[tuple[int, int, int, int]]:
-    return [stage(hidden, 1, gates * hidden)]
+def backward(hidden: int, gates: int = 4, itemsize: int = 2) -> list[tuple[int, int, int, int]]:
+    return [stage(hidden, 1, gates * hidden, itemsize)]
 
 
 SIZES = [1, 8, 31, 64, 100, 128, 160, 200, 256, 300, 384, 512, 650, 768, 1024, 1536, 2048, 4096]
 BATCHES = [1, 4, 8, 16, 17, 20, 32, 64, 128, 1000]
 
 
-@pytest.mark.parametrize("choice", [ANY, STEPWISE, PROCESSOR, CLUSTER, GRID])
+@pytest.mark.parametrize("choice", [ANY, STEPWISE, PROCESSOR, CLUSTER, GRID, TILED])
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("passes", [forward, backward])
 def test_every_unit_and_place_has_its_block(
-    passes: Any, directions: int, choice: tuple[int, int, int]
+    passes: Any, directions: int, choice: tuple[int, int, int, int]
 ) -> None:
     for hidden in SIZES:
         for batch in BATCHES:
@@ -62,9 +64,9 @@ def test_every_unit_and_place_has_its_block(
             if not found:
                 assert choice in (PROCESSOR, CLUSTER, GRID)
                 continue
-            units = found["blocks"] * found["per_block"][0] * 8 * found["unit_blocks"]
+            units = found["blocks"] * found["per_block"][0] * 8 * found["unit_blocks"][0]
             assert units >= hidden
-            assert found["tiles"] * 16 >= batch
+            assert found["tiles"] * found["tile_places"] >= batch
             assert 1 <= found["teams"] <= found["tiles"]
 
 
@@ -113,7 +115,7 @@ def test_backward_shares_k() -> None:
     found = plan(backward(768), 16)
     assert found["regime"] == "grid"
     assert found["cluster"] > 1
-    assert found["step"] < plan(backward(768), 16, (3, 1, -1))["step"]
+    assert found["step"] < plan(backward(768), 16, (3, 1, -1, -1))["step"]
 
 
 def test_no_clusters_before_hopper() -> None:
@@ -131,5 +133,66 @@ def test_two_stages() -> None:
     for hidden, output in ((512, 128), (1024, 1000), (40, 3)):
         stages = [stage(hidden, 4, output), stage(output, 1, hidden)]
         found = plan(stages, 16, GRID)
-        for (units, *_), per_block in zip(stages, found["per_block"], strict=True):
-            assert found["blocks"] * per_block * 8 * found["unit_blocks"] >= units
+        for (units, *_), each, blocks in zip(
+            stages, found["per_block"], found["unit_blocks"], strict=True
+        ):
+            assert found["blocks"] * each * 8 * blocks >= units
+
+
+@pytest.mark.parametrize(("matrix", "itemsize"), [(True, 2), (True, 4), (False, 4), (False, 8)])
+@pytest.mark.parametrize("passes", [forward, backward])
+def test_large_batches_are_tiled(passes: Any, matrix: bool, itemsize: int) -> None:
+    """Where a step's arithmetic outweighs a launch, and only where the prediction says so."""
+    numbers: dict[str, Any] = {"matrix": matrix, "itemsize": itemsize}
+    for hidden in (64, 256, 1024, 2048, 4096):
+        for batch in (1, 16, 64, 256, 1024):
+            stages = passes(hidden, itemsize=itemsize)
+            found, tiled = plan(stages, batch, **numbers), plan(stages, batch, TILED, **numbers)
+            assert tiled["shared_bytes"] <= 99 << 10  # what every device from Ampere on has
+            assert found["step"] <= tiled["step"]
+            if hidden == 64 or (batch == 1 and hidden <= 1024):
+                assert found["regime"] != "tiled"
+            if batch * hidden >= 1024 * 1024:
+                assert found["regime"] == "tiled"
+                # Weights are read for 64 places instead of 16 or 8.
+                assert tiled["step"] < 0.5 * plan(stages, batch, STEPWISE, **numbers)["step"]
+
+
+def test_tiled_blocks_share_k_where_there_are_few() -> None:
+    """Backward has four times the k of forward, and a fourth of its rows of weights."""
+    assert plan(forward(1024), 256, TILED)["cluster"] == 1
+    found = plan(backward(1024), 256, TILED)
+    assert found["cluster"] > 1
+    assert found["step"] < plan(backward(1024), 256, (4, 1, -1, -1))["step"]
+    for cluster in (1, 2, 4, 8):
+        assert plan(backward(1024), 256, (4, cluster, -1, -1))["cluster"] == cluster
+    assert not plan(backward(1024), 256, (4, 16, -1, -1), max_cluster=16)
+
+
+def test_wide_tiles_need_several() -> None:
+    """32 places at a time read weights once for two tiles of 16, but hide no exchange behind the
+    other's arithmetic."""
+    tf32: dict[str, Any] = {"matrix": True, "itemsize": 4}
+    stages = forward(768, itemsize=4)
+    steps = {
+        batch: [plan(stages, batch, (3, -1, -1, places), **tf32)["step"] for places in (16, 32)]
+        for batch in (8, 16, 64, 128)
+    }
+    assert [wide < narrow for narrow, wide in steps.values()] == [False, False, True, True]
+    found = plan(stages, 64, **tf32)
+    assert (found["regime"], found["tile_places"]) == ("grid", 32)
+    # They are compiled for the grid, groups of 8 units, three gates and more, matrix instructions.
+    for other in ((3, -1, 2, 32), (2, -1, 1, 32), (0, -1, 1, 32)):
+        assert not plan(forward(256), 64, other)
+    assert not plan(backward(256), 64, (3, -1, 1, 32))
+    assert not plan(forward(256, itemsize=4), 64, (3, -1, 1, 32), matrix=False, itemsize=4)
+
+
+def test_clusters_of_sixteen_where_they_are_resident() -> None:
+    """A 16-bit LSTM of 512 units needs more shared memory than eight blocks have."""
+    assert not plan(forward(512), 16, CLUSTER)
+    found = plan(forward(512), 16, CLUSTER, max_cluster=16)
+    assert found["cluster"] == found["blocks"] == 16
+    # The device knows such clusters, but holds none.
+    assert not plan(forward(512), 16, CLUSTER, max_cluster=16, clusters=15)
+    assert plan(forward(512), 16, max_cluster=16, clusters=15)["cluster"] <= 8

@@ -27,8 +27,9 @@ using SizeList = std::array<int64_t, 7>;
 using MaskList = std::array<Address, 3>;
 // Of a direction: w_ih, w_hh, b_ih, b_hh, w_hr
 using WeightList = std::vector<std::array<Address, 5>>;
-// device, stream, workspace, its bytes, timeline; regime, cluster, unit_blocks insisted on
-using CallList = std::array<int64_t, 8>;
+// device, stream, workspace, its bytes, timeline; regime, cluster, unit_blocks, tile_places
+// insisted on
+using CallList = std::array<int64_t, 9>;
 using Pair = std::array<Address, 2>;
 
 Sizes sizes_of(const SizeList& sizes, const MaskList& masks) {
@@ -44,7 +45,7 @@ Sizes sizes_of(const SizeList& sizes, const MaskList& masks) {
 
 CudaCall call_of(const CallList& call) {
   return {int(call[0]), (void*)call[1], (void*)call[2],
-          call[3],      (void*)call[4], {int(call[5]), int(call[6]), int(call[7])}};
+          call[3],      (void*)call[4], {int(call[5]), int(call[6]), int(call[7]), int(call[8])}};
 }
 
 template <class Args>
@@ -106,22 +107,24 @@ int64_t dense_rows(const CallList& call, const SizeList& sizes, const MaskList& 
 
 // For tests: the plan for a device of those numbers, on which everything that fits is resident.
 py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t steps, int64_t batch,
-              int directions, int tile_places, int processors, int shared_bytes, int max_cluster,
-              int clusters, std::array<int, 3> choice) {
+              int directions, bool matrix, int value_bytes, int processors, int shared_bytes,
+              int max_cluster, int clusters, std::array<int, 4> choice) {
   PlanInput input;
   input.stages = stages, input.steps = steps, input.batch = batch, input.directions = directions;
   for (size_t s = 0; s < stage.size() && s < 2; ++s)
     input.stage[s] = {stage[s][0], int(stage[s][1]), int(stage[s][2]), stage[s][3]};
-  input.tile_places = tile_places, input.processors = processors;
+  input.matrix = matrix, input.value_bytes = value_bytes;
+  input.number_bytes = value_bytes < 4 ? 4 : value_bytes, input.processors = processors;
   input.shared_bytes = shared_bytes, input.max_cluster = max_cluster;
-  input.resident_blocks = [](Regime, int, int) { return 1; };
-  input.resident_clusters = [=](Regime, int, int cluster, int) { return clusters / cluster; };
+  input.resident_blocks = [](const Plan&) { return 1; };
+  input.resident_clusters = [=](const Plan& plan) { return clusters / plan.cluster; };
   Plan found;
   py::dict result;
-  if (!make_plan(input, {choice[0], choice[1], choice[2]}, found)) return result;
+  if (!make_plan(input, {choice[0], choice[1], choice[2], choice[3]}, found)) return result;
   result["regime"] = regime_name(found.regime);
-  result["cluster"] = found.cluster, result["unit_blocks"] = found.unit_blocks,
-  result["blocks"] = found.blocks;
+  result["cluster"] = found.cluster, result["blocks"] = found.blocks;
+  result["unit_blocks"] = std::vector<int>(found.unit_blocks, found.unit_blocks + stages);
+  result["tile_places"] = found.tile_places;
   result["teams"] = found.teams, result["tiles"] = found.tiles;
   result["per_block"] = std::vector<int>(found.per_block, found.per_block + stages);
   result["shared_bytes"] = found.shared_bytes, result["step"] = found.step;

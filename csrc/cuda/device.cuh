@@ -34,12 +34,16 @@ struct Launch {
   bool cooperative = false;   // all blocks run at the same time, or the launch fails
 };
 
+constexpr unsigned kPortableCluster = 8;  // blocks that every device with clusters can have
+
 // What is asked of a device, once.
 struct DeviceProperties {
   int capability = 0;    // 10 * major + minor
   int processors = 0;    // multiprocessors
   int shared_bytes = 0;  // dynamic shared memory a block may ask for
-  int max_cluster = 1;   // blocks of the largest portable cluster; 1 where there are none
+  // Blocks of the largest cluster to ask for; 1 where there are none. Those of more than
+  // kPortableCluster run where resident_clusters() says so.
+  int max_cluster = 1;
 };
 
 FASTRNN_NAMESPACE_END
@@ -105,6 +109,24 @@ FASTRNN_DEVICE Vector16 load_exchanged(const void* p) {
                : "l"(p)
                : "memory");
   return v;
+}
+
+// ---- Copies from global to shared memory that go on beside the calling thread. They belong to
+// groups: all that a thread has begun since it closed the group before.
+
+// 16 bytes. Nobody may touch `shared` until the copy's group has been waited for.
+FASTRNN_DEVICE void begin_copy(Vector16* shared, const void* global) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(shared))),
+      "l"(global)
+      : "memory");
+}
+FASTRNN_DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all of the thread's groups but the last kStillOpen are there for this thread; for others
+// after a barrier.
+template <int kStillOpen>
+FASTRNN_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kStillOpen) : "memory");
 }
 
 // ---- Clusters. Where the device has none, a cluster is one block and its barrier that block's.
@@ -225,6 +247,10 @@ cudaLaunchConfig_t configuration(void (*kernel)(Args), const Launch& launch,
                                int(launch.shared_bytes)),
           what);
   cudaLaunchConfig_t config = {};
+  if (launch.cluster > kPortableCluster)
+    check(cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeNonPortableClusterSizeAllowed,
+                               1),
+          what);
   config.gridDim = dim3(launch.grid[0], launch.grid[1], launch.grid[2]);
   config.blockDim = dim3(launch.threads);
   config.dynamicSmemBytes = launch.shared_bytes;
@@ -262,13 +288,18 @@ int resident_blocks(void (*kernel)(Args), const Launch& how, const char* what) {
   return blocks;
 }
 
-// Clusters of a kernel that the device holds at the same time.
+// Clusters of a kernel that the device holds at the same time: none of those that it cannot have.
 template <class Args>
 int resident_clusters(void (*kernel)(Args), const Launch& how, const char* what) {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = configuration(kernel, how, attributes, what);
   int clusters = 0;
-  check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), what);
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  if (status != cudaSuccess && how.cluster > kPortableCluster) {
+    cudaGetLastError();
+    return 0;
+  }
+  check(status, what);
   return clusters;
 }
 
@@ -290,7 +321,7 @@ inline DeviceProperties device_properties(int device, const char* what) {
                       attribute(cudaDevAttrComputeCapabilityMinor);
   result.processors = attribute(cudaDevAttrMultiProcessorCount);
   result.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  result.max_cluster = attribute(cudaDevAttrClusterLaunch) ? 8 : 1;
+  result.max_cluster = attribute(cudaDevAttrClusterLaunch) ? 2 * int(kPortableCluster) : 1;
   return result;
 }
 

@@ -144,7 +144,7 @@ int64_t cuda_backward(const CudaBackward& p, const CudaCall& call) {
     initial.stages = 1, initial.exchanges[0] = args.first;
     initial.products[0].per_block = 1;
     Work& work = initial.work;
-    work.resident = false, work.flags = nullptr, work.weight_bytes = 0, work.split = 1;
+    work.resident = false, work.flags = nullptr, work.weight_bytes = 0;
     work.first_step = 0, work.end_step = 1, work.first_stage = 0, work.end_stage = 1;
     schedule.run_initial(initial);
   }

@@ -2,13 +2,10 @@
 // exchanges, and how blocks share the work. Filled by plan.cpp and layer.inl.
 #pragma once
 
+#include "tiles.h"
 #include "timeline.cuh"
 
 FASTRNN_NAMESPACE_BEGIN
-
-constexpr int kThreads = 256;  // of every block that runs steps
-constexpr int kWarps = kThreads / 32;
-constexpr int kMaxStages = 2;
 
 // States as they are given from step to step, in the layout of bricks: of every place, row_bytes
 // bytes, in which each unit has `width` values; exchange_index says where.

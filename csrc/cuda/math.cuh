@@ -9,11 +9,9 @@
 #pragma once
 
 #include "device.cuh"
+#include "tiles.h"
 
 FASTRNN_NAMESPACE_BEGIN
-
-constexpr int kBrickRows = 8;
-constexpr int kBrickBytes = 64;  // of a row
 
 // Adds the product of 16 weight rows, the lane's parts of the first and the last eight, with eight
 // state rows: 64 bytes of k are two matrix instructions.

@@ -14,8 +14,9 @@ enum class Regime : int {
   processor,  // in one multiprocessor, which needs no other
   cluster,    // in the multiprocessors of a cluster; states through their shared memory
   grid,       // in all multiprocessors; states through the L2 cache
+  tiled,      // as stepwise, for large batches: read once for 64 places
 };
-constexpr int kRegimes = 4;
+constexpr int kRegimes = 5;
 const char* regime_name(Regime regime);
 
 // What a caller insists on; negative: choose.
@@ -23,6 +24,7 @@ struct PlanChoice {
   int regime = -1;
   int cluster = -1;
   int unit_blocks = -1;
+  int tile_places = -1;
 };
 
 // A product of a step as a plan sees it.
@@ -38,22 +40,22 @@ struct PlanInput {
   StageSize stage[2];
   int64_t steps = 0, batch = 0;
   int directions = 1;
-  int tile_places = 8;
-  int number_bytes = 4;  // of a partial sum
-  int warps = 8;
-  int most_blocks_of_units = 2;  // units of a group over 8, at most
-  // The device.
+  // The arithmetic: whether it has matrix instructions; bytes of a value, and of a sum.
+  bool matrix = false;
+  int value_bytes = 4, number_bytes = 4;
+  // The device. Clusters of more than 8 blocks are for the query to allow.
   int processors = 0, shared_bytes = 0, max_cluster = 1;
-  // How many of a kernel's blocks, or clusters of blocks, are resident at the same time.
-  std::function<int(Regime, int unit_blocks, int shared_bytes)> resident_blocks;
-  std::function<int(Regime, int unit_blocks, int cluster, int shared_bytes)> resident_clusters;
+  // How many blocks of a plan's kernel, or clusters of them, are resident at the same time.
+  std::function<int(const struct Plan&)> resident_blocks, resident_clusters;
 };
 
 struct Plan {
   Regime regime = Regime::stepwise;
-  int unit_blocks = 1;        // of 8 units in a group
+  int unit_blocks[2] = {1, 1};  // of 8 units in a group, by stage
+  bool wide = false;            // tiles of 32 places rather than 16
+  int tile_places = 8;
   int blocks = 1;             // that share the units of a direction
-  int cluster = 1;            // of blocks: the team, or in a grid those that share k
+  int cluster = 1;            // of blocks: the team; tiled or in a grid those that share k
   int teams = 1;              // of a direction, which share the places
   int tiles = 1;              // of places
   int per_block[2] = {1, 1};  // groups of a block, by stage

@@ -6,6 +6,7 @@
 #include <array>
 #include <map>
 #include <mutex>
+#include <type_traits>
 #include <vector>
 
 #include "../core/arena.h"
@@ -15,6 +16,7 @@
 #include "plan.h"
 #include "prepare.cuh"
 #include "sequence.cuh"
+#include "tiled.cuh"
 
 FASTRNN_NAMESPACE_BEGIN
 
@@ -125,14 +127,11 @@ class Schedule {
   using Math = typename Pass::Math;
   using Args = typename Pass::Args;
   using S = typename Math::Storage;
-  // Sums of a larger tile would not fit in the registers of a thread.
-  static constexpr int kMostBlocks = sizeof(typename Math::Number) == 8 ? 1 : 2;
-  using Kernel = void (*)(Args);
+  static constexpr int kNumberBytes = sizeof(typename Math::Number);
 
  public:
   Schedule(const Sizes& sizes, const CudaCall& call, const StageSource* sources, const char* what)
       : sizes_(sizes), call_(call), sources_(sources), what_(what) {
-    using Shape = TileShape<Math, 1>;
     PlanInput input;
     input.stages = Pass::kStages;
     for (int s = 0; s < Pass::kStages; ++s) {
@@ -145,31 +144,30 @@ class Schedule {
       stage.row_bytes = (stage.bricks | 1) * kBrickBytes;
     }
     input.steps = sizes.steps, input.batch = sizes.batch, input.directions = sizes.directions;
-    input.tile_places = Shape::kPlaces, input.number_bytes = sizeof(typename Math::Number);
-    input.warps = kWarps, input.most_blocks_of_units = kMostBlocks;
+    input.matrix = Math::kMatrix;
+    input.value_bytes = sizeof(S), input.number_bytes = kNumberBytes;
     const DeviceProperties device = device_properties(call.device, what);
     input.processors = device.processors, input.shared_bytes = device.shared_bytes;
     input.max_cluster = device.max_cluster;
-    input.resident_blocks = [&](Regime regime, int unit_blocks, int shared_bytes) {
-      return resident_blocks(kernel(regime, unit_blocks), team(1, shared_bytes), what_);
+    input.resident_blocks = [&](const Plan& plan) {
+      return resident_blocks(kernel<Pass>(plan), team(plan), what_);
     };
-    input.resident_clusters = [&](Regime regime, int unit_blocks, int cluster, int shared_bytes) {
-      return resident_clusters(kernel(regime, unit_blocks), team(cluster, shared_bytes), what_);
+    input.resident_clusters = [&](const Plan& plan) {
+      return resident_clusters(kernel<Pass>(plan), team(plan), what_);
     };
     plan_ = planned(input, device);
     for (int s = 0; s < Pass::kStages; ++s) stages_[s] = input.stage[s];
   }
 
   const Plan& plan() const { return plan_; }
-  int64_t places() const { return int64_t(plan_.tiles) * TileShape<Math, 1>::kPlaces; }
+  int64_t places() const { return int64_t(plan_.tiles) * plan_.tile_places; }
   int64_t exchange_bytes(int stage) const {
     return sizes_.directions * 2 * places() * stages_[stage].row_bytes;
   }
 
   // Memory, and everything of `args` that this class knows.
   void allocate(Arena& arena, Args& args) {
-    const bool persistent = plan_.regime != Regime::stepwise;
-    const int unit_blocks = plan_.unit_blocks;
+    const bool persistent = !by_steps();
     args.hidden = sizes_.hidden, args.output = sizes_.output, args.directions = sizes_.directions;
     args.stages = Pass::kStages;
     int64_t before = arena.used();
@@ -186,6 +184,7 @@ class Schedule {
     zero_vectors_ = (arena.used() - before) / 16;
     for (int s = 0; s < Pass::kStages; ++s) {
       Product& product = args.products[s];
+      const int unit_blocks = plan_.unit_blocks[s];
       product.units = stages_[s].units, product.bricks = stages_[s].bricks;
       product.groups = int((product.units + 8 * unit_blocks - 1) / (8 * unit_blocks));
       product.per_block = persistent ? plan_.per_block[s] : 1;
@@ -201,12 +200,12 @@ class Schedule {
     }
     Work& work = args.work;
     work.tiles = plan_.tiles, work.places = places();
-    work.tile_places = TileShape<Math, 1>::kPlaces;
+    work.tile_places = plan_.tile_places;
     work.team_tiles = (plan_.tiles + plan_.teams - 1) / plan_.teams;
     work.weight_bytes = persistent ? plan_.weight_bytes : 0;
     work.partial_bytes = plan_.partial_bytes;
     work.resident = persistent;
-    work.split = plan_.regime == Regime::grid ? plan_.cluster : 1;
+    work.split = plan_.regime == Regime::cluster ? 1 : plan_.cluster;
   }
 
   // What a pass has to prepare. Returns the warps for it.
@@ -232,7 +231,7 @@ class Schedule {
                    from.width,
                    from.units,
                    from.values,
-                   plan_.unit_blocks,
+                   plan_.unit_blocks[s],
                    product.groups,
                    product.bricks,
                    const_cast<Vector16*>(product.weights[d])};
@@ -243,11 +242,11 @@ class Schedule {
 
   // All steps, in the order of the pass.
   void run(Args& args, const HostTimeline& time) const {
-    const Kernel kernel = this->kernel(plan_.regime, plan_.unit_blocks);
-    Launch how = team(plan_.cluster, int(plan_.shared_bytes));
+    const auto kernel = this->kernel<Pass>(plan_);
+    Launch how = team(plan_);
     how.grid[2] = unsigned(sizes_.directions);
     Work& work = args.work;
-    if (plan_.regime != Regime::stepwise) {
+    if (!by_steps()) {
       how.grid[0] = unsigned(plan_.blocks), how.grid[1] = unsigned(plan_.teams);
       how.cooperative = plan_.regime == Regime::grid;
       work.first_step = 0, work.end_step = sizes_.steps;
@@ -261,10 +260,9 @@ class Schedule {
       const int64_t own = Pass::kBackward ? right : left;
       const int64_t alive = sizes_.directions == 1 ? own : left > right ? left : right;
       if (alive == 0) continue;
-      how.grid[1] = unsigned((alive + work.tile_places - 1) / work.tile_places);
-      if (how.grid[1] > 65535) how.grid[1] = 65535;
+      const int64_t tiles = (alive + work.tile_places - 1) / work.tile_places;
       for (int stage = 0; stage < Pass::kStages; ++stage) {
-        how.grid[0] = unsigned(args.products[stage].groups);
+        share(how, args.products[stage].groups, tiles);
         work.first_step = s, work.end_step = s + 1;
         work.first_stage = stage, work.end_stage = stage + 1;
         launch(kernel, how, args, what_);
@@ -273,27 +271,29 @@ class Schedule {
   }
 
   // The product that gives gradients of initial states, with the weights of the first stage.
-  void run_initial(const InitialArgs<Math>& args) const {
-    Launch how = team(1, int(2 * plan_.partial_bytes));
-    how.grid[0] = unsigned(args.products[0].groups), how.grid[2] = unsigned(sizes_.directions);
-    how.grid[1] = unsigned(plan_.tiles < 65535 ? plan_.tiles : 65535);
-    auto kernel = run_sequence<InitialPass<Math>, TileShape<Math, 1>, GlobalExchange>;
-    if constexpr (kMostBlocks == 2)
-      if (plan_.unit_blocks == 2)
-        kernel = run_sequence<InitialPass<Math>, TileShape<Math, 2>, GlobalExchange>;
-    launch(kernel, how, args, what_);
+  void run_initial(InitialArgs<Math>& args) const {
+    Plan plan = plan_;
+    if (!by_steps()) plan.regime = Regime::stepwise, plan.cluster = 1;
+    if (plan.regime == Regime::stepwise) plan.shared_bytes = 2 * plan.partial_bytes;
+    args.work.split = plan.cluster;
+    Launch how = team(plan);
+    how.grid[2] = unsigned(sizes_.directions);
+    share(how, args.products[0].groups, plan.tiles);
+    launch(kernel<InitialPass<Math>>(plan), how, args, what_);
   }
 
  private:
   // Asking what is resident takes longer than a launch, so plans are kept.
   Plan planned(const PlanInput& input, const DeviceProperties& device) const {
     const PlanChoice& choice = call_.choice;
-    const std::array<int64_t, 12> key = {
-        call_.device,         device.processors, device.shared_bytes,  device.max_cluster,
-        input.batch,          input.directions,  input.stage[0].units, input.stage[0].bricks,
-        input.stage[1].units, choice.regime,     choice.cluster,       choice.unit_blocks};
+    using Key = std::array<int64_t, 13>;
+    const Key key = {call_.device,         device.processors,     device.shared_bytes,
+                     device.max_cluster,   input.batch,           input.directions,
+                     input.stage[0].units, input.stage[0].bricks, input.stage[1].units,
+                     choice.regime,        choice.cluster,        choice.unit_blocks,
+                     choice.tile_places};
     static std::mutex mutex;
-    static std::map<std::array<int64_t, 12>, Plan> plans;
+    static std::map<Key, Plan> plans;
     const std::lock_guard<std::mutex> lock(mutex);
     const auto known = plans.find(key);
     if (known != plans.end()) return known->second;
@@ -306,21 +306,40 @@ class Schedule {
     if (plans.size() > 10000) plans.clear();
     return plans[key] = plan;
   }
-  Launch team(int cluster, int shared_bytes) const {
+  bool by_steps() const {
+    return plan_.regime == Regime::stepwise || plan_.regime == Regime::tiled;
+  }
+  Launch team(const Plan& plan) const {
     Launch how;
-    how.grid[0] = unsigned(cluster), how.cluster = unsigned(cluster);
-    how.threads = kThreads, how.shared_bytes = unsigned(shared_bytes);
+    how.grid[0] = unsigned(plan.cluster), how.cluster = unsigned(plan.cluster);
+    how.threads = kThreads, how.shared_bytes = unsigned(plan.shared_bytes);
     how.stream = call_.stream;
     return how;
   }
-  static Kernel kernel(Regime regime, int unit_blocks) {
-    const bool shared = regime == Regime::processor || regime == Regime::cluster;
-    if constexpr (kMostBlocks == 2)
-      if (unit_blocks == 2)
-        return shared ? run_sequence<Pass, TileShape<Math, 2>, ClusterExchange>
-                      : run_sequence<Pass, TileShape<Math, 2>, GlobalExchange>;
-    return shared ? run_sequence<Pass, TileShape<Math, 1>, ClusterExchange>
-                  : run_sequence<Pass, TileShape<Math, 1>, GlobalExchange>;
+  // The blocks of one stage of one step.
+  void share(Launch& how, int64_t groups, int64_t tiles) const {
+    const int64_t most = 65535;  // of a grid, but in x
+    const bool tiled = plan_.regime == Regime::tiled;
+    how.grid[0] = unsigned(tiled ? tiles * plan_.cluster : groups);
+    how.grid[1] = unsigned(tiled ? groups : tiles < most ? tiles : most);
+  }
+  template <class P>
+  using KernelOf = void (*)(typename P::Args);
+  template <class P>
+  static KernelOf<P> kernel(const Plan& plan) {
+    if (plan.regime == Regime::tiled) return run_tiled<P>;
+    if constexpr (has_wide_tiles(Math::kMatrix, P::First::kIn))
+      if (plan.wide) return run_sequence<P, TileShape<Math, 1, true>, GlobalExchange>;
+    if constexpr (most_unit_blocks(kNumberBytes) == 2)
+      if (plan.unit_blocks[0] == 2) return sequence<P, TileShape<Math, 2>>(plan.regime);
+    return sequence<P, TileShape<Math, 1>>(plan.regime);
+  }
+  template <class P, class Shape>
+  static KernelOf<P> sequence(Regime regime) {
+    if constexpr (std::is_same_v<P, Pass>)
+      if (regime == Regime::processor || regime == Regime::cluster)
+        return run_sequence<P, Shape, ClusterExchange>;
+    return run_sequence<P, Shape, GlobalExchange>;
   }
 
   const Sizes& sizes_;

@@ -21,17 +21,19 @@
 FASTRNN_NAMESPACE_BEGIN
 
 // kBlocks of 8 units, a group, and kTiles of 8 places: what a block computes at a time.
-template <class Math_, int kBlocks_>
+template <class Math_, int kBlocks_, bool kWide_ = false>
 struct TileShape {
   using Math = Math_;
+  static constexpr bool kWide = kWide_;
   static constexpr int kBlocks = kBlocks_;
-  static constexpr int kTiles = Math::kMatrix ? 2 : 1;
+  static constexpr int kTiles = sequence_tiles(Math::kMatrix, kWide);
   static constexpr int kUnits = 8 * kBlocks, kPlaces = 8 * kTiles;
 };
 
 // The product of a group's weights with a tile's states over bricks [begin, end). The weights of
-// the first bricks are fetched when it is made, for the time in which states are still on their
-// way.
+// the first bricks are fetched in prepare(), for the time in which states are still on their way.
+// If these are all that the warp has, they stay in registers for as long as it is asked for the
+// same.
 //
 // kAhead: bricks of which loads are under way together, as far as registers go.
 template <class Math, int kHalves, int kTiles, int kAhead, bool kShared>
@@ -40,8 +42,9 @@ class Multiplication {
 
  public:
   // weights: from brick `begin` on.
-  FASTRNN_DEVICE Multiplication(const Vector16* weights, int begin, int end)
-      : weights_(weights), begin_(begin), end_(end) {
+  FASTRNN_DEVICE void prepare(const Vector16* weights, int begin, int end) {
+    if (weights == weights_ && end - begin <= kAhead) return;
+    weights_ = weights, begin_ = begin, end_ = end;
     fetch(begin);
   }
 
@@ -80,8 +83,8 @@ class Multiplication {
     }
   }
 
-  const Vector16* const weights_;
-  const int begin_, end_;
+  const Vector16* weights_ = nullptr;
+  int begin_ = 0, end_ = 0;
   Vector16 ahead_[kAhead][kHalves];
 };
 
@@ -92,6 +95,7 @@ class Sequence {
   using S = typename Math::Storage;
   using N = typename Math::Number;
   static constexpr int kUnits = Shape::kUnits, kPlaces = Shape::kPlaces;
+  static_assert(kUnits * kPlaces <= kThreads, "a thread for each unit and place");
 
  public:
   // Shared memory: weights of both stages if they are resident, partial sums, states.
@@ -111,10 +115,15 @@ class Sequence {
     if (split_ > 1)
       cluster_arrive(), cluster_wait();  // nobody stores to a block that has not begun
     const Work& work = p_.work;
+    [[maybe_unused]] ProductOf<typename Pass::First> only;
     for (int64_t s = work.first_step; s < work.end_step; ++s) {
-      if (work.first_stage == 0) stage<typename Pass::First, 0>(s);
-      if constexpr (Pass::kStages == 2)
+      if constexpr (Pass::kStages == 1) {
+        stage<typename Pass::First, 0>(s, only);
+      } else {
+        // Two stages would need twice the registers.
+        if (work.first_stage == 0) stage<typename Pass::First, 0>(s);
         if (work.end_stage == 2) stage<typename Pass::Second, 1>(s);
+      }
     }
   }
 
@@ -177,19 +186,31 @@ class Sequence {
       }
   }
 
+  template <class Stage>
+  using ProductOf = Multiplication<Math, Stage::kIn * Shape::kBlocks, Shape::kTiles,
+                                   bricks_ahead(Math::kMatrix, Shape::kWide,
+                                                Stage::kIn* Shape::kBlocks, Pass::kStages),
+                                   Exchanging::kShared>;
+
   template <class Stage, int kStage>
   FASTRNN_DEVICE void stage(int64_t s) {
+    ProductOf<Stage> product;
+    stage<Stage, kStage>(s, product);
+  }
+  template <class Stage, int kStage>
+  FASTRNN_DEVICE void stage(int64_t s, ProductOf<Stage>& product) {
     const int64_t t = course_.step(s);
     if (groups(kStage, 0) > 0)
       for (int tile = blockIdx.y; tile < p_.work.tiles; tile += gridDim.y) {
         const int64_t length = p_.time.length_of(int64_t(tile) * kPlaces);
-        if (t < length) run_tile<Stage, kStage>(s, t, tile, length);
+        if (t < length) run_tile<Stage, kStage>(s, t, tile, length, product);
       }
     exchange_.end_stage();
   }
 
   template <class Stage, int kStage>
-  FASTRNN_DEVICE void run_tile(int64_t s, int64_t t, int tile, int64_t length) {
+  FASTRNN_DEVICE void run_tile(int64_t s, int64_t t, int tile, int64_t length,
+                               ProductOf<Stage>& product_of_warp) {
     constexpr bool kLastStage = kStage == Pass::kStages - 1;
     constexpr int kNext = kLastStage ? 0 : kStage + 1, kHalves = Stage::kIn * Shape::kBlocks;
     const Product& product = p_.products[kStage];
@@ -217,8 +238,7 @@ class Sequence {
       Stage own(p_, d_);
       if (active) own.load(t, place, unit);
       const bool multiplies = g < groups(kStage, target);
-      constexpr int kAhead = !Math::kMatrix ? 1 : kHalves <= 4 ? 4 : Pass::kStages == 1 ? 2 : 1;
-      Multiplication<Math, kHalves, Shape::kTiles, kAhead, Exchanging::kShared> product_of_warp(
+      product_of_warp.prepare(
           weights<Stage, kStage>(target, g) + int64_t(skipped) * kBrickVectors<Stage>, begin,
           multiplies ? end : begin);
       if (g == 0 && fed_here)

@@ -29,7 +29,7 @@ _MATH = {
 }
 _TF32 = 3
 
-REGIMES = ("stepwise", "processor", "cluster", "grid")
+REGIMES = ("stepwise", "processor", "cluster", "grid", "tiled")
 
 
 @functools.cache
@@ -173,9 +173,9 @@ class CudaBackend(FusedBackend):
 
     def __init__(self) -> None:
         self._extension: ModuleType | None = None
-        #: Regime (its place in REGIMES), blocks of a cluster and units of a group over 8 to insist
-        #: on; -1: what has the shortest predicted time.
-        self.choice = (-1, -1, -1)
+        #: Regime (its place in REGIMES), blocks of a cluster, units of a group over 8 and places of
+        #: a tile to insist on; -1: what has the shortest predicted time.
+        self.choice = (-1, -1, -1, -1)
 
     def extension(self) -> ModuleType:
         extension = self._extension or load()[0]

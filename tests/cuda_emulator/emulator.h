@@ -70,6 +70,15 @@ inline Vector16 load_exchanged(const void* p) {
   return v;
 }
 
+inline void begin_copy(Vector16* shared, const void* global) {
+  emulator::begin_copy(shared, global);
+}
+inline void close_copies() { emulator::close_copies(); }
+template <int kStillOpen>
+void wait_copies() {
+  emulator::wait_copies(kStillOpen);
+}
+
 // ---- Clusters
 
 inline unsigned cluster_rank() { return emulator::cluster_rank(); }

@@ -60,6 +60,15 @@ struct alignas(64) Thread {
   int next_poll = 0, polls_without_news = 0;
   uint64_t news = 0;  // the machine's, when it polled last
 
+  // Copies that go on beside the thread, by group in the order of their beginning.
+  struct Copy {
+    void* to;
+    const void* from;
+    int group;
+  };
+  std::vector<Copy> copies;
+  int copy_groups = 0;  // closed
+
   races::ThreadClock clock;
 
   int lane() const { return rank % kLanes; }

@@ -53,6 +53,37 @@ void load_exchanged(void* value, const void* p) {
   memcpy(value, p, 16);
 }
 
+// What was there is gone at once, and what is to come is there as late as it may be: who reads
+// between finds NaN.
+void begin_copy(void* shared, const void* global) {
+  Thread& thread = *current;
+  const int64_t offset = (char*)shared - thread.block->shared;
+  if (offset < 0 || offset + 16 > machine().shape.shared_bytes)
+    fail(describe(thread) +
+         " begins a copy to what is not in its block's shared memory: " + describe_address(shared));
+  for (const void* p : {(const void*)shared, global})
+    if ((uintptr_t)p % 16)
+      fail(describe(thread) + " is in begin_copy() with an address that is not a multiple of 16: " +
+           describe_address(p));
+  races::access(global, 16, races::Access::kRead, __builtin_return_address(0));
+  races::copy_begins(shared, 16, __builtin_return_address(0));
+  memset(shared, kPoison, 16);
+  thread.copies.push_back({shared, global, thread.copy_groups});
+}
+
+void close_copies() { current->copy_groups++; }
+
+void wait_copies(int still_open) {
+  auto& copies = current->copies;
+  size_t done = 0;
+  while (done < copies.size() && copies[done].group < current->copy_groups - still_open) {
+    memcpy(copies[done].to, copies[done].from, 16);
+    races::copy_ends(copies[done].to, 16);
+    done++;
+  }
+  copies.erase(copies.begin(), copies.begin() + int64_t(done));
+}
+
 namespace {
 
 struct Shuffle {

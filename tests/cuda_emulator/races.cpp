@@ -23,6 +23,7 @@ struct Stamp {
 };
 constexpr int kReaders = 3, kGrain = 2, kPage = 4096;
 constexpr uint32_t kAtomic = 1u << 31;
+constexpr uint32_t kCopying = ~0u;  // the time of a copy that nobody has waited for
 struct Cell {
   Stamp write;
   Stamp reads[kReaders];
@@ -131,6 +132,7 @@ void meet(Block& block, int first, int count) {
 
 bool ordered_before(const Stamp& stamp, uint32_t me, const Thread& thread) {
   const uint32_t other = stamp.thread & ~kAtomic;
+  if (stamp.time == kCopying) return false;
   if (stamp.time == 0 || other == me) return true;
   const uint32_t size = uint32_t(thread.block->threads.size());
   const uint32_t* times = find(thread.clock.known, other / size);
@@ -160,8 +162,9 @@ std::string at(uint32_t pc) {
 }
 
 [[noreturn]] void race(const char* p, bool writes, uint32_t pc, const Stamp& other, bool wrote) {
+  const char* did = other.time == kCopying ? " has a copy under way" : wrote ? " wrote" : " read";
   fail("race: " + describe(*current) + (writes ? " writes" : " reads") + at(pc) + ", " +
-       name(other.thread) + (wrote ? " wrote" : " read") + at(other.pc) +
+       name(other.thread) + did + at(other.pc) +
        ", and nothing orders the two: " + describe_address(p));
 }
 
@@ -286,6 +289,26 @@ void access(const void* address, size_t bytes, Access kind, const void* pc_point
     if (!place) place = &cell.reads[machine().random.below(kReaders)];
     *place = mine;
   }
+}
+
+namespace {
+
+template <class Change>
+void for_each_write(const void* to, size_t bytes, const Change& change) {
+  for (uintptr_t byte = (uintptr_t)to; byte < (uintptr_t)to + bytes; byte += kGrain)
+    change(shadow().page(byte / kPage).cells[byte % kPage / kGrain].write);
+}
+
+}  // namespace
+
+void copy_begins(const void* to, size_t bytes, const void* pc) {
+  access(to, bytes, Access::kWrite, pc);
+  for_each_write(to, bytes, [](Stamp& write) { write.time = kCopying; });
+}
+
+void copy_ends(const void* to, size_t bytes) {
+  const uint32_t now = current->clock.time;
+  for_each_write(to, bytes, [now](Stamp& write) { write.time = now; });
 }
 
 }  // namespace fastrnn::emulator::races

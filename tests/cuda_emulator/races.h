@@ -83,6 +83,10 @@ void acquires(Thread& thread, const void* address);
 enum class Access { kRead, kWrite, kAtomicRead, kAtomicWrite };
 // An access by the current thread from the instruction at pc.
 void access(const void* address, size_t bytes, Access kind, const void* pc);
+// Writes by a copy of the current thread: from its beginning until it has been waited for, every
+// access races with it, the thread's own too.
+void copy_begins(const void* to, size_t bytes, const void* pc);
+void copy_ends(const void* to, size_t bytes);
 
 #else
 
@@ -102,6 +106,8 @@ inline void acquires(Thread&, const void*) {}
 
 enum class Access { kRead, kWrite, kAtomicRead, kAtomicWrite };
 inline void access(const void*, size_t, Access, const void*) {}
+inline void copy_begins(const void*, size_t, const void*) {}
+inline void copy_ends(const void*, size_t) {}
 
 #endif
 

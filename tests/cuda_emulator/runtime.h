@@ -54,6 +54,10 @@ unsigned load_acquire(const unsigned* p);
 void store_release(unsigned* p, unsigned value);
 void load_exchanged(void* value, const void* p);  // 16 bytes
 
+void begin_copy(void* shared, const void* global);  // 16 bytes
+void close_copies();
+void wait_copies(int still_open);  // groups of this thread
+
 unsigned cluster_rank();
 unsigned cluster_size();
 void cluster_arrive();

@@ -120,6 +120,9 @@ void thread_returns() {
          describe_waiting());
   if (thread.cluster_arrived)
     fail(describe(thread) + " returns between cluster_arrive() and cluster_wait()");
+  if (!thread.copies.empty())
+    fail(describe(thread) +
+         " returns without having waited for its copies: " + describe_address(thread.copies[0].to));
   if (block.cluster->arrived)
     fail(describe(thread) + " returns while threads of its cluster wait for it to arrive\n" +
          describe_waiting());

@@ -131,6 +131,64 @@ __global__ void copies_without_barrier(Memory args) {
   memcpy(shared_memory<float>() + threadIdx.x, args.data + threadIdx.x, sizeof(float));
   memset(shared_memory<float>() + (threadIdx.x ^ 32), 0, sizeof(float));
 }
+__device__ Vector16* shared_vector(int i) { return shared_memory<Vector16>() + i % 16; }
+// The first 16 threads copy 16 bytes each, and read them.
+__device__ void begin_own_copy(Memory args) {
+  if (threadIdx.x < 16) begin_copy(shared_vector(int(threadIdx.x)), args.data + 4 * threadIdx.x);
+}
+__device__ void read_own_copy(Memory args) {
+  if (threadIdx.x < 16) args.data[128 + threadIdx.x] = shared_memory<float>()[4 * threadIdx.x];
+}
+__global__ void copy_not_waited_for(Memory args) {
+  begin_own_copy(args);
+  close_copies();
+  read_own_copy(args);
+  wait_copies<0>();
+}
+__global__ void copy_of_an_open_group(Memory args) {
+  begin_own_copy(args);
+  wait_copies<0>();
+  read_own_copy(args);
+}
+__global__ void one_copy_too_few(Memory args) {
+  begin_own_copy(args);
+  close_copies();
+  wait_copies<1>();
+  read_own_copy(args);
+}
+__global__ void copy_over_a_copy(Memory args) {
+  for (int i = 0; i < 2; i++) {
+    begin_own_copy(args);
+    close_copies();
+  }
+  wait_copies<0>();
+}
+__global__ void copy_without_barrier(Memory args) {
+  begin_own_copy(args);
+  close_copies();
+  wait_copies<0>();
+  args.data[threadIdx.x + 128] = shared_memory<float>()[threadIdx.x];
+}
+__global__ void copy_over_what_others_read(Memory args) {
+  float* shared = shared_memory<float>();
+  shared[threadIdx.x] = 1;
+  sync_block();
+  args.data[threadIdx.x + 128] = shared[63 - threadIdx.x];
+  begin_own_copy(args);
+  close_copies();
+  wait_copies<0>();
+}
+__global__ void copy_to_global(Memory args) {
+  begin_copy((Vector16*)args.data, args.data + 4);
+  close_copies();
+  wait_copies<0>();
+}
+__global__ void misaligned_copy(Memory args) {
+  begin_copy(shared_vector(0), args.data + 1);
+  close_copies();
+  wait_copies<0>();
+}
+__global__ void returns_during_a_copy(Memory args) { begin_own_copy(args); }
 __global__ void remote_of_global(Memory args) { *remote(args.data, 0) = 1; }
 __global__ void remote_of_no_block(Memory) { *remote(shared_memory<float>(), 2) = 1; }
 __global__ void unset_local(Memory args) {
@@ -184,6 +242,15 @@ ENTRY(misaligned)
 ENTRY(misaligned_exchange)
 ENTRY(copies_beyond_a_buffer)
 ENTRY(copies_without_barrier)
+ENTRY(copy_not_waited_for)
+ENTRY(copy_of_an_open_group)
+ENTRY(one_copy_too_few)
+ENTRY(copy_over_a_copy)
+ENTRY(copy_without_barrier)
+ENTRY(copy_over_what_others_read)
+ENTRY(copy_to_global)
+ENTRY(misaligned_copy)
+ENTRY(returns_during_a_copy)
 ENTRY(remote_of_global)
 ENTRY(remote_of_no_block)
 ENTRY(unset_local)

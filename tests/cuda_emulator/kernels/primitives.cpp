@@ -105,6 +105,35 @@ __global__ void rotations(Rotations args) {
   result = value;
 }
 
+// Sums of rows of global memory, which come through shared memory while others are added: each
+// thread copies 16 bytes of a row and adds those of its neighbour.
+struct Pipeline {
+  const float* rows;  // (steps, blocks, threads, 4)
+  int steps;
+  float* sums;  // (blocks, threads, 4)
+};
+__global__ void pipeline(Pipeline args) {
+  constexpr int kPlaces = 3;
+  const int threads = int(blockDim.x), me = int(threadIdx.x);
+  Vector16* shared = shared_memory<Vector16>();
+  const auto begin = [&](int step) {
+    const int64_t row = int64_t(step) * gridDim.x + blockIdx.x;
+    if (step < args.steps)
+      begin_copy(shared + step % kPlaces * threads + me, args.rows + (row * threads + me) * 4);
+    close_copies();
+  };
+  float sum[4] = {0, 0, 0, 0};
+  for (int step = 0; step < kPlaces - 1; step++) begin(step);
+  for (int step = 0; step < args.steps; step++) {
+    wait_copies<kPlaces - 2>();
+    sync_block();
+    begin(step + kPlaces - 1);
+    const float* own = (const float*)(shared + step % kPlaces * threads + (me + 1) % threads);
+    for (int i = 0; i < 4; i++) sum[i] += own[i];
+  }
+  for (int i = 0; i < 4; i++) args.sums[(int(blockIdx.x) * threads + me) * 4 + i] = sum[i];
+}
+
 }  // namespace fastrnn
 
 #if !defined(__CUDACC_RTC__)  // NVRTC compiles the kernels, for the GPU that they are written for
@@ -123,5 +152,6 @@ ENTRY(conversions, Conversions)
 ENTRY(products, Products)
 ENTRY(fresh, Fresh)
 ENTRY(rotations, Rotations)
+ENTRY(pipeline, Pipeline)
 
 #endif
