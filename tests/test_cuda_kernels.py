@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import ALL_CELLS, Case, arguments, check, each, errors, reference, results
+from cases import ALL_CELLS, Case, Outputs, arguments, check, each, errors, reference, results
 from cuda_emulator import runner
 
 if runner.compiler() is None:
