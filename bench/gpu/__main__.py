@@ -22,7 +22,7 @@ from ..run import RESULTS
 from . import building, sanitizing, store, sync, testing
 from . import run as benchmark
 from .device import REHEARSAL, device
-from .machine import facts
+from .machine import COMMIT, facts
 from .part import Part, Report
 
 #: What runs a part, and the seconds that it may take.
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.rehearse:
         os.environ[REHEARSAL] = "1"
     if options.commit:
-        os.environ[store.COMMIT] = options.commit
+        os.environ[COMMIT] = options.commit
     if not device().rehearsed and not device().cuda.is_available():
         print("error: torch sees no GPU (--rehearse runs everything on the CPU)", file=sys.stderr)
         return 2

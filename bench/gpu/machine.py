@@ -49,7 +49,14 @@ def facts() -> dict[str, Any]:
     found = machine.facts() | _constant()
     found["commit"] = found["commit"] or os.environ.get(COMMIT, "")
     found["tf32"] = {
-        "cudnn": torch.backends.cudnn.allow_tf32,
-        "matmul": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn": _precision(torch.backends.cudnn),
+        "matmul": _precision(torch.backends.cuda.matmul),
     }
     return found
+
+
+def _precision(flags: Any) -> str:
+    """torch's flag, by its newer name where it has one."""
+    flags = getattr(flags, "rnn", flags)
+    named = getattr(flags, "fp32_precision", None)
+    return str(flags.allow_tf32 if named is None else named)
