@@ -54,7 +54,11 @@ def run(part: Part) -> Report:
         environment = {}
     failures = [f"the build needs the module {name}" for name in missing]
     outcome = children.run(
-        command, part.scratch / "build.log", seconds=part.left(), environment=environment
+        command,
+        part.scratch / "build.log",
+        seconds=part.left(),
+        echo=True,
+        environment=environment,
     )
     content |= {"seconds": outcome.seconds, "status": outcome.status, "tail": outcome.tail}
     if not outcome.ok:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def run(
     seconds: float,
     idle: float | None = None,
     watched: Path | None = None,
+    echo: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run a program to its end, or to ours.
@@ -51,14 +53,15 @@ def run(
     Args:
         log: what it prints is added to this file.
         seconds: after which it is killed, with all processes that it has started.
-        idle: after which it is killed if ``watched`` has not grown.
+        idle: after which it is killed if ``watched`` (by default ``log``) has not grown.
+        echo: what it prints is printed here too, as it comes.
     """
     start = grown = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         output.write(f"\n$ {' '.join(command)}\n".encode())
         output.flush()
-        before = size = log.stat().st_size
+        before = size = shown = log.stat().st_size
         child = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -71,6 +74,7 @@ def run(
         try:
             while child.poll() is None and not status:
                 time.sleep(POLL_SECONDS)
+                shown = _echo(log, shown) if echo else shown
                 now, current = time.monotonic(), _size(watched or log)
                 if current != size:
                     size, grown = current, now
@@ -82,11 +86,23 @@ def run(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             code = child.wait()
+            if echo:
+                _echo(log, shown)
     with log.open("rb") as written:
         written.seek(max(before, log.stat().st_size - TAIL))
         tail = written.read().decode(errors="replace")
     status = status or ("ok" if code == 0 else "failed")
     return Outcome(status, code, round(time.monotonic() - start, 2), tail)
+
+
+def _echo(log: Path, shown: int) -> int:
+    """Print what a log has from a place on; returns where it ends."""
+    with log.open("rb") as written:
+        written.seek(shown)
+        new = written.read()
+    sys.stdout.write(new.decode(errors="replace"))
+    sys.stdout.flush()
+    return shown + len(new)
 
 
 def _size(path: Path) -> int:

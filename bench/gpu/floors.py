@@ -27,14 +27,16 @@ from .workload import GpuWorkload, precision
 def _product_rate(dtype: torch.dtype, tf32: bool) -> float:
     size = device().fit(4096, 64)
     a, b = (torch.randn(size, size, device=device().type, dtype=dtype) for _ in range(2))
-    flags = torch.backends.cuda.matmul
-    before = flags.allow_tf32
-    flags.allow_tf32 = tf32
+    flags: Any = torch.backends.cuda.matmul
+    named = hasattr(flags, "fp32_precision")
+    name = "fp32_precision" if named else "allow_tf32"
+    before = getattr(flags, name)
+    setattr(flags, name, ("tf32" if tf32 else "ieee") if named else tf32)
     try:
         device().event_seconds(lambda: a @ b, 3)
         seconds = min(device().event_seconds(lambda: a @ b, 5) for _ in range(3))
     finally:
-        flags.allow_tf32 = before
+        setattr(flags, name, before)
     return float(2 * size**3 / seconds)
 
 

@@ -136,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--select", nargs="*", default=[], help="parts, or texts in names")
     parser.add_argument("--results", type=Path, default=Path(), help="folder of gpu-sync.json")
     options = parser.parse_args(arguments)
+    if device().rehearsed:
+        torch.set_num_threads(1)  # others are at work too, and waiting for threads takes longest
     rates, source = floors.known_rates(options.results)
     seen = options.record.read_text(encoding="utf-8") if options.record.exists() else ""
     done = {json.loads(text).get("name") for text in seen.splitlines()}

@@ -17,14 +17,22 @@ MOST_RESTARTS = 10
 
 
 def run(part: Part) -> Report:
-    record, log = part.scratch / "rows.jsonl", part.scratch / "bench.log"
+    # Beside the results: what was measured is there even if somebody ends this program.
+    record, log = part.output / "gpu-bench.jsonl", part.scratch / "bench.log"
+    record.unlink(missing_ok=True)
     command = [sys.executable, "-m", "bench.gpu.measure", str(record)]
     command += ["--results", str(part.output.resolve())]
     command += ["--select", *part.arguments] if part.arguments else []
     restarts: list[dict[str, Any]] = []
     while True:
         outcome = children.run(
-            command, log, seconds=part.left(), idle=IDLE_SECONDS, watched=record
+            command,
+            log,
+            seconds=part.left(),
+            idle=IDLE_SECONDS,
+            watched=record,
+            echo=True,
+            environment={"KINETO_LOG_LEVEL": "5"},
         )
         found = [row for row in read(record) if "name" in row]
         running = unfinished(read(record))
@@ -36,7 +44,6 @@ def run(part: Part) -> Report:
             row = {"name": running, "timing": None, "wrong": f"{outcome.status}: {outcome.tail}"}
             with record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-    print(outcome.tail, flush=True)
     rows = [row for row in read(record) if "name" in row and not row.get("left_out")]
     failures = [f"{row['name']}: {row['wrong']}" for row in rows if row["wrong"]]
     if not outcome.ok and outcome.status != "out of time":
@@ -49,6 +56,7 @@ def run(part: Part) -> Report:
         "missed": missed(rows),
         "cases": rows,
     }
+    record.unlink()
     return Report(content, failures, said(rows, complete=outcome.ok))
 
 

@@ -62,7 +62,10 @@ def outcomes(events: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], s
 
 def run(part: Part) -> Report:
     """All tests; after one that hangs or breaks the device, those that are left."""
-    record, skip, log = (part.scratch / name for name in ("tests.jsonl", "done.txt", "tests.log"))
+    # Beside the results: what is known is there even if somebody ends this program.
+    record = part.output / "gpu-test.jsonl"
+    record.unlink(missing_ok=True)
+    skip, log = part.scratch / "done.txt", part.scratch / "tests.log"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
     command += ["--benchmark-disable"] if part.has_module("pytest_benchmark") else []
     command += ["--tb=short", "--strict-markers", *part.arguments]
@@ -75,6 +78,7 @@ def run(part: Part) -> Report:
             seconds=part.left(),
             idle=IDLE_SECONDS,
             watched=record,
+            echo=True,
             environment={RECORD: str(record), SKIP: str(skip)} | _skip(skip),
         )
         found, running = outcomes(read(record))
@@ -109,6 +113,7 @@ def run(part: Part) -> Report:
         "skipped": dict(skipped),
         "tail": outcome.tail,
     }
+    record.unlink(missing_ok=True)
     said = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     return Report(content, messages, f"{said or 'nothing ran'} of {collected}")
 
