@@ -30,8 +30,8 @@ def version(program: str) -> str:
     if path is None:
         return ""
     said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    numbers = re.findall(r"\d+\.\d[\w.]*", said)
-    return numbers[-1] if numbers else "unknown"
+    found = re.search(r"\d+\.\d+\.\d+", said)  # nvcc names its release before, with two numbers
+    return found[0] if found else "unknown"
 
 
 def run(part: Part) -> Report:

@@ -68,7 +68,7 @@ def run(
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            start_new_session=True,
+            process_group=0,  # to end all that it starts
         )
         status = ""
         try:

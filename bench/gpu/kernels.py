@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from .device import Call, device
@@ -25,12 +27,26 @@ def started(call: Call) -> list[dict[str, Any]]:
     device().cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-        with profile(activities=activities) as profiler:
+        activity = ProfilerActivity.CPU if device().rehearsed else ProfilerActivity.CUDA
+        with silent(), profile(activities=[activity]) as profiler:
             call()
             device().cuda.synchronize()
         profiler.export_chrome_trace(str(path))
         return of_trace(json.loads(path.read_text(encoding="utf-8")))
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Nothing on stderr: the profiler has a few lines to say of each call."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def of_trace(trace: Mapping[str, Any]) -> list[dict[str, Any]]:

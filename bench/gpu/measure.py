@@ -1,5 +1,8 @@
 """Measures cases, one line of JSON for each: ``python -m bench.gpu.measure RECORD --select gru``.
 
+With ``--kernels`` it notes which kernels they start instead. That is for a process of its own, after
+the others: once a profiler has been on, launches may take longer.
+
 A case with wrong numbers is not timed. One that raises is noted, and the next one goes on; where a
 kernel's fault has made the process useless, it ends with the status BROKEN.
 """
@@ -28,7 +31,7 @@ from ..workload import OURS, THEIRS, WrongNumbers
 from . import floors, kernels, plans
 from .cases import CASES, PARTS, GpuCase, rehearsal
 from .device import device
-from .testing import BROKEN
+from .testing import BROKEN, read
 from .workload import GpuWorkload, precision, refuse
 
 #: Of a comparison, and of the timing of a case that is timed alone.
@@ -87,7 +90,7 @@ def timed(work: GpuWorkload) -> dict[str, Any]:
     """Times, with the kernels that were started, of a case whose numbers are right."""
     case, ours, theirs = work.case, work.call(OURS), work.call(THEIRS)
     seconds = device().fit(SECONDS, 0.0)
-    found: dict[str, Any] = {"kernels": kernels.started(ours)}
+    found: dict[str, Any] = {}
     clock = device().event_seconds
     if case.regime:
         with timing.no_garbage_collection():
@@ -95,18 +98,29 @@ def timed(work: GpuWorkload) -> dict[str, Any]:
         found["alone"] = shortest
         found["step"] = shortest / (case.steps * case.layers)
         return found
-    found["kernels_theirs"] = kernels.started(theirs)
     result = timing.compare(ours, theirs, seconds, clock)
     found["timing"] = dataclasses.asdict(result)
     found["step"] = result.ours / (case.steps * case.layers)
     found["step_theirs"] = result.theirs / (case.steps * case.layers)
     with timing.no_garbage_collection():
-        found["host"] = device().host_seconds(ours)
-        found["host_theirs"] = device().host_seconds(theirs)
+        calls = 5 if result.ours < 1e-3 else 1  # the queue of a stream is not endless
+        found["host"] = device().host_seconds(ours, calls)
+        found["host_theirs"] = device().host_seconds(theirs, calls)
     if case.ragged:
         padded = GpuWorkload(dataclasses.replace(case, ragged=PADDED))
         beside = timing.compare(ours, padded.call(OURS), seconds, clock)
         found["padded"] = 1 / (beside.ratio * work.filled)
+    return found
+
+
+def started(case: GpuCase) -> dict[str, Any]:
+    """The kernels of both libraries."""
+    with device().serving(case.regime or None) as name, fastrnn.use_backend(name), precision(case):
+        work = GpuWorkload(case)
+        with torch.inference_mode(case.mode == INFERENCE):
+            found: dict[str, Any] = {"kernels": kernels.started(work.call(OURS))}
+            if not case.regime:
+                found["kernels_theirs"] = kernels.started(work.call(THEIRS))
     return found
 
 
@@ -133,19 +147,25 @@ def line(row: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.measure", description=__doc__)
     parser.add_argument("record", type=Path, help="file to which lines of JSON are added")
+    parser.add_argument("--kernels", action="store_true", help="which are started, of cases timed")
     parser.add_argument("--select", nargs="*", default=[], help="parts, or texts in names")
     parser.add_argument("--results", type=Path, default=Path(), help="folder of gpu-sync.json")
     options = parser.parse_args(arguments)
     if device().rehearsed:
         torch.set_num_threads(1)  # others are at work too, and waiting for threads takes longest
     rates, source = floors.known_rates(options.results)
-    seen = options.record.read_text(encoding="utf-8") if options.record.exists() else ""
-    done = {json.loads(text).get("name") for text in seen.splitlines()}
+    events = read(options.record)
+    done = {event.get("name") for event in events}
 
     def note(**fields: Any) -> None:
         with options.record.open("a", encoding="utf-8") as file:
             file.write(json.dumps(fields) + "\n")
 
+    if options.kernels:
+        well = {e["name"] for e in events if "name" in e and not e["wrong"] and "step" in e}
+        for case in [case for case in chosen(options.select) if case.name in well]:
+            note(kernels_of=case.name, **started(case))
+        return 0
     for case in chosen(options.select):
         if case.name in done:
             continue

@@ -14,6 +14,8 @@ from .testing import read
 #: No case takes as long.
 IDLE_SECONDS = 100
 MOST_RESTARTS = 10
+#: Of the time, for a second process that notes which kernels are started.
+KERNEL_PART = 0.15
 
 
 def run(part: Part) -> Report:
@@ -23,20 +25,21 @@ def run(part: Part) -> Report:
     command = [sys.executable, "-m", "bench.gpu.measure", str(record)]
     command += ["--results", str(part.output.resolve())]
     command += ["--select", *part.arguments] if part.arguments else []
+    kernel_seconds = KERNEL_PART * part.seconds
     restarts: list[dict[str, Any]] = []
     while True:
         outcome = children.run(
             command,
             log,
-            seconds=part.left(),
+            seconds=part.left() - kernel_seconds,
             idle=IDLE_SECONDS,
             watched=record,
             echo=True,
-            environment={"KINETO_LOG_LEVEL": "5"},
         )
         found = [row for row in read(record) if "name" in row]
         running = unfinished(read(record))
-        finished = outcome.ok or outcome.status == "out of time" or part.left() <= 0
+        finished = outcome.ok or outcome.status == "out of time"
+        finished = finished or part.left() <= kernel_seconds
         if finished or len(restarts) >= MOST_RESTARTS or (not running and not found):
             break
         restarts.append({"status": outcome.status, "code": outcome.code, "case": running})
@@ -44,10 +47,17 @@ def run(part: Part) -> Report:
             row = {"name": running, "timing": None, "wrong": f"{outcome.status}: {outcome.tail}"}
             with record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+    started = children.run(
+        [*command, "--kernels"], log, seconds=max(part.left(), 1), idle=IDLE_SECONDS, watched=record
+    )
     rows = [row for row in read(record) if "name" in row and not row.get("left_out")]
+    kernels = {event.pop("kernels_of"): event for event in read(record) if "kernels_of" in event}
+    rows = [row | kernels.get(row["name"], {}) for row in rows]
     failures = [f"{row['name']}: {row['wrong']}" for row in rows if row["wrong"]]
     if not outcome.ok and outcome.status != "out of time":
         failures.append(f"the benchmark {outcome.status}, exit status {outcome.code}")
+    if started.status in ("failed", "hung"):
+        failures.append(f"naming kernels {started.status}: {started.tail[-1500:]}")
     if not any(row["timing"] for row in rows):
         failures.append(f"nothing was timed: {outcome.tail[-1500:]}")
     content = {

@@ -3,7 +3,7 @@
 //
 // Everything is done with the functions of csrc/cuda/device.cuh that the recurrent kernels use, so
 // that the figures are theirs; and so the tests can run it on the CPU, where the times mean nothing.
-// Built as a shared library that bench/gpu/sync.py loads.
+// Built as a shared library that bench/gpu/sync.py loads. Each figure is printed as soon as it is known.
 #include "cuda/device.cuh"
 
 #include <algorithm>
@@ -29,14 +29,19 @@ struct Rounds {
   int rounds = 0;
 };
 
+// Waits for a flag; not for ever, as the machine may be somebody's.
+FASTRNN_DEVICE void wait_for(const unsigned* flag, unsigned n) {
+  int polls = 0;
+  while (load_acquire(flag) < n)
+    if (++polls == 1 << 24) trap();
+}
+
 // This block has arrived for the n-th time, and waits until all have: the exchange of the grid regime,
 // where every block reads what every other wrote.
 FASTRNN_DEVICE void meet(unsigned* flags, unsigned n) {
   sync_block();
   if (threadIdx.x == 0) store_release(flags + blockIdx.x, n);
-  for (unsigned block = threadIdx.x % 32; block < gridDim.x; block += 32)
-    while (load_acquire(flags + block) < n) {
-    }
+  for (unsigned block = threadIdx.x % 32; block < gridDim.x; block += 32) wait_for(flags + block, n);
   sync_warp();
 }
 __global__ void flag_barrier(Rounds args) {
@@ -70,8 +75,7 @@ __global__ void flag_hop(Rounds args) {
   const unsigned* const theirs = args.flags + (last - me);
   for (int r = 0; r < args.rounds; ++r) {
     if (me == 0 && threadIdx.x == 0) store_release(mine, unsigned(r + 1));
-    while (load_acquire(theirs) < unsigned(r + 1)) {
-    }
+    wait_for(theirs, unsigned(r + 1));
     sync_warp();
     if (me != 0 && threadIdx.x == 0) store_release(mine, unsigned(r + 1));
   }
@@ -94,8 +98,7 @@ __global__ void value_hop(Rounds args) {
   };
   for (int r = 0; r < args.rounds; ++r) {
     if (me == 0) send(unsigned(r + 1));
-    while (load_acquire(theirs) < unsigned(r + 1)) {
-    }
+    wait_for(theirs, unsigned(r + 1));
     sync_warp();
     value = load_exchanged(in + i);
     value.word[0] += 1;
@@ -114,8 +117,9 @@ __global__ void remote_hop(Rounds args) {
   if (threadIdx.x < 32)
     for (int r = 0; r < args.rounds; ++r) {
       if (rank == 0 && threadIdx.x == 0) *theirs = unsigned(r + 1);
-      while (!all_of_warp(*mine > unsigned(r))) {
-      }
+      int polls = 0;
+      while (!all_of_warp(*mine > unsigned(r)))
+        if (++polls == 1 << 26) trap();
       if (rank == 1 && threadIdx.x == 0) *theirs = unsigned(r + 1);
     }
   cluster_arrive(), cluster_wait();  // nobody returns while it is written to
@@ -258,52 +262,38 @@ double seconds(const Body& body, void* stream = nullptr) {
   return found[found.size() / 2];
 }
 
-// One object of JSON: figures by name; where one could not be measured, why, in "errors".
-class Figures {
- public:
-  void add(const std::string& name, double value) {
-    char text[64];
-    std::snprintf(text, sizeof text, "%.9g", value);
-    put(figures_, name, text);
+// A line for each figure: `figure NAME VALUE`, or `error NAME TEXT` where it could not be measured.
+void add(const std::string& name, double value) {
+  std::printf("figure %s %.9g\n", name.c_str(), value);
+  std::fflush(stdout);
+}
+void complain(const std::string& name, const char* text) {
+  std::printf("error %s %s\n", name.c_str(), text);
+  std::fflush(stdout);
+}
+template <class Body>
+void measure(const std::string& name, const Body& body) {
+  try {
+    add(name, body());
+  } catch (const std::exception& error) {
+    complain(name, error.what());
   }
-  template <class Body>
-  void measure(const std::string& name, const Body& body) {
-    try {
-      add(name, body());
-    } catch (const std::exception& error) {
-      std::string text = "\"";
-      for (const char c : std::string(error.what()))
-        if (c == '"' || c == '\\' || (c >= 0 && c < ' '))
-          text += ' ';
-        else
-          text += c;
-      put(errors_, name, text + "\"");
-    }
-  }
-  std::string json() const { return "{" + figures_ + ", \"errors\": {" + errors_ + "}}"; }
-
- private:
-  static void put(std::string& list, const std::string& name, const std::string& value) {
-    if (!list.empty()) list += ", ";
-    list += "\"" + name + "\": " + value;
-  }
-  std::string figures_, errors_;
-};
+}
 
 class Benchmark {
  public:
   Benchmark(int device, int rounds, int64_t memory_bytes)
       : device_(device_properties(device, kWhat)), rounds_(rounds), memory_bytes_(memory_bytes) {}
 
-  std::string run() {
-    figures_.add("processors", device_.processors);
-    figures_.add("shared_bytes", device_.shared_bytes);
-    figures_.add("max_cluster", device_.max_cluster);
-    barriers();
-    clusters();
+  // What could leave the device useless comes last.
+  void run() const {
+    add("processors", device_.processors);
+    add("shared_bytes", device_.shared_bytes);
+    add("max_cluster", device_.max_cluster);
     launches();
     reading();
-    return figures_.json();
+    barriers();
+    clusters();
   }
 
  private:
@@ -324,21 +314,21 @@ class Benchmark {
     return how;
   }
 
-  void barriers() {
+  void barriers() const {
     const int all = device_.processors;
-    figures_.measure("block_barrier", [&] { return per_round(block_barrier, blocks(1)); });
+    measure("block_barrier", [&] { return per_round(block_barrier, blocks(1)); });
     for (const int count : {all / 4, all / 2, all}) {
       const std::string suffix = "_" + std::to_string(count);
-      figures_.measure("grid_barrier" + suffix,
+      measure("grid_barrier" + suffix,
                        [&] { return per_round(grid_barrier, blocks(count)); });
-      figures_.measure("flag_barrier" + suffix,
+      measure("flag_barrier" + suffix,
                        [&] { return per_round(flag_barrier, blocks(count)); });
     }
-    figures_.measure("flag_hop", [&] { return per_round(flag_hop, blocks(all)) / 2; });
-    figures_.measure("value_hop", [&] { return per_round(value_hop, blocks(all)) / 2; });
+    measure("flag_hop", [&] { return per_round(flag_hop, blocks(all)) / 2; });
+    measure("value_hop", [&] { return per_round(value_hop, blocks(all)) / 2; });
   }
 
-  void clusters() {
+  void clusters() const {
     if (device_.max_cluster == 1) return;
     std::vector<unsigned> sizes = {2, 4, 8};
 #if !defined(FASTRNN_CUDA_EMULATOR)
@@ -350,25 +340,25 @@ class Benchmark {
       const std::string suffix = "_" + std::to_string(size);
       Launch how = blocks(int(size), false);
       how.cluster = size, how.threads = kThreads;
-      figures_.measure("cluster_barrier" + suffix, [&] { return per_round(cluster_barrier, how); });
+      measure("cluster_barrier" + suffix, [&] { return per_round(cluster_barrier, how); });
       // Beside other clusters, as the kernels run it.
-      figures_.measure("cluster_barrier_full" + suffix, [&] {
+      measure("cluster_barrier_full" + suffix, [&] {
         Launch full = how;
         full.grid[0] = size * unsigned(resident_clusters(cluster_barrier, how, kWhat));
         return per_round(cluster_barrier, full);
       });
       for (const int part : {8, 2, 1}) {
         how.shared_bytes = unsigned(device_.shared_bytes / part);
-        figures_.measure("resident_clusters" + suffix + "_of_" + std::to_string(how.shared_bytes),
+        measure("resident_clusters" + suffix + "_of_" + std::to_string(how.shared_bytes),
                          [&] { return resident_clusters(cluster_barrier, how, kWhat); });
       }
     }
     Launch pair = blocks(2, false);
     pair.cluster = 2, pair.shared_bytes = 128;
-    figures_.measure("remote_hop", [&] { return per_round(remote_hop, pair) / 2; });
+    measure("remote_hop", [&] { return per_round(remote_hop, pair) / 2; });
   }
 
-  void launches() {
+  void launches() const {
     constexpr int kLaunches = 500;  // fewer than a stream queues before it makes the host wait
     const int count = rounds_ < kLaunches ? rounds_ : kLaunches;
     for (const int grid : {1, device_.processors}) {
@@ -378,8 +368,8 @@ class Benchmark {
       const auto all = [&] {
         for (int i = 0; i < count; ++i) launch(nothing, how, Nothing(), kWhat);
       };
-      figures_.measure("launch" + suffix, [&] { return seconds(all) / count; });
-      figures_.measure("launch_host" + suffix, [&] {
+      measure("launch" + suffix, [&] { return seconds(all) / count; });
+      measure("launch_host" + suffix, [&] {
         synchronize();
         const double start = now();
         all();
@@ -387,7 +377,7 @@ class Benchmark {
         synchronize();
         return took / count;
       });
-      figures_.measure("launch_graph" + suffix, [&] { return replayed(all, how) / count; });
+      measure("launch_graph" + suffix, [&] { return replayed(all, how) / count; });
     }
   }
 
@@ -430,28 +420,28 @@ class Benchmark {
     return double(vectors) * sizeof(Vector16) * grid * rounds / total;
   }
 
-  void reading() {
+  void reading() const {
     const int all = device_.processors;
     const int rounds = std::max(1, rounds_ / 20);
     // States: every block reads the same 128 KiB. Weights: each reads its own.
     const int64_t part = 128 << 10;
     try {
       const Memory small(all * part);
-      figures_.measure("l2_one", [&] { return rate(read_global<8>, 1, part, 0, rounds, small); });
-      figures_.measure("l2_one_2_in_flight",
+      measure("l2_one", [&] { return rate(read_global<8>, 1, part, 0, rounds, small); });
+      measure("l2_one_2_in_flight",
                        [&] { return rate(read_global<2>, 1, part, 0, rounds, small); });
-      figures_.measure("l2_all_same",
+      measure("l2_all_same",
                        [&] { return rate(read_global<8>, all, part, 0, rounds, small); });
-      figures_.measure("l2_all_own",
+      measure("l2_all_own",
                        [&] { return rate(read_global<8>, all, part, part, rounds, small); });
       const int64_t shared = std::min<int64_t>(part, device_.shared_bytes);
-      figures_.measure("shared", [&] {
+      measure("shared", [&] {
         return rate(read_shared, 1, shared, 0, rounds, small, unsigned(shared));
       });
     } catch (const std::exception& error) {
-      figures_.measure("l2", [&]() -> double { throw std::runtime_error(error.what()); });
+      complain("l2", error.what());
     }
-    figures_.measure("memory", [&] {
+    measure("memory", [&] {
       const Memory large(memory_bytes_);
       const int grid = 8 * all;
       const int64_t each = memory_bytes_ / grid / int64_t(sizeof(Vector16)) * 16;
@@ -462,20 +452,17 @@ class Benchmark {
   const DeviceProperties device_;
   const int rounds_;
   const int64_t memory_bytes_;
-  Figures figures_;
 };
 
 }  // namespace
 }  // namespace fastrnn
 
-// Figures as JSON: seconds, bytes per second, counts. Valid until the next call.
-extern "C" const char* fastrnn_sync(int device, int rounds, int64_t memory_bytes) {
-  static std::string found;
+// Prints all figures: seconds, bytes per second, counts.
+extern "C" void fastrnn_sync(int device, int rounds, int64_t memory_bytes) {
   try {
     const fastrnn::DeviceGuard guard(device, "sync");
-    found = fastrnn::Benchmark(device, rounds, memory_bytes).run();
+    fastrnn::Benchmark(device, rounds, memory_bytes).run();
   } catch (const std::exception& error) {
-    found = std::string("{\"errors\": {\"sync\": \"") + error.what() + "\"}}";
+    fastrnn::complain("sync", error.what());
   }
-  return found.c_str();
 }

@@ -6,7 +6,6 @@ Run as a program, ``python -m bench.gpu.sync LIBRARY``, it prints the figures of
 from __future__ import annotations
 
 import ctypes
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -55,19 +54,31 @@ def rates(figures: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def measure(library: Path) -> dict[str, Any]:
-    """The figures of a compiled library."""
+def read(text: str) -> tuple[dict[str, float], list[str]]:
+    """The figures that the program has printed, and what it could not measure, as sentences."""
+    figures, errors = {}, []
+    for line in text.splitlines():
+        kind, _, rest = line.partition(" ")
+        name, _, value = rest.partition(" ")
+        if kind == "figure":
+            figures[name] = float(value)
+        elif kind == "error":
+            errors.append(f"{name}: {value}")
+    return figures, errors
+
+
+def measure(library: Path) -> None:
+    """Print the figures of a compiled library."""
     if device().rehearsed:
         loaded = emulated().runner.Emulated(library)
         loaded.configure(multiprocessors=MULTIPROCESSORS)
         function = loaded.library.fastrnn_sync
     else:
         function = ctypes.CDLL(str(library)).fastrnn_sync
-    function.restype = ctypes.c_char_p
+    function.restype = None
     function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64]
     rounds, memory = device().fit(2000, 2), device().fit(4 << 30, 1 << 22)
-    found: dict[str, Any] = json.loads(function(device().index, rounds, memory))
-    return found
+    function(device().index, rounds, memory)
 
 
 def run(part: Part) -> Report:
@@ -82,12 +93,11 @@ def run(part: Part) -> Report:
             return Report({"tail": outcome.tail}, [f"nvcc failed:\n{outcome.tail}"], "not compiled")
     command = [sys.executable, "-m", "bench.gpu.sync", str(library)]
     outcome = children.run(command, log, seconds=part.left())
-    lines = [line for line in outcome.tail.splitlines() if line.startswith("{")]
-    if not outcome.ok or not lines:
-        sentence = f"the program {outcome.status}, exit status {outcome.code}: {outcome.tail}"
-        return Report({"tail": outcome.tail}, [sentence], outcome.status)
-    figures = json.loads(lines[-1])
-    errors = [f"{name}: {text}" for name, text in figures.pop("errors").items()]
+    figures, errors = read(log.read_text(errors="replace"))
+    if not outcome.ok or not figures:
+        last = list(figures)[-1] if figures else "nothing"
+        sentence = f"the program {outcome.status}, exit status {outcome.code}, after {last}"
+        errors.append(f"{sentence}: {outcome.tail[-500:]}")
     measured, expected = rates(figures), assumed()
     for name in expected:
         beside = f"{measured[name]:.3g}" if name in measured else "not measured"
@@ -97,4 +107,4 @@ def run(part: Part) -> Report:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]))))
+    measure(Path(sys.argv[1]))

@@ -18,6 +18,7 @@ BROKEN = 86
 #: No test takes as long; loading torch and making a context is part of the first.
 IDLE_SECONDS = 90
 MOST_RESTARTS = 12
+FOLDER = children.ROOT / "tests" / "gpu"
 #: The most basic first.
 FILES = (
     "test_gpu_basics.py",
@@ -69,7 +70,7 @@ def run(part: Part) -> Report:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
     command += ["--benchmark-disable"] if part.has_module("pytest_benchmark") else []
     command += ["--tb=short", "--strict-markers", *part.arguments]
-    command += [str(children.ROOT / "tests" / "gpu" / name) for name in FILES]
+    command += [str(FOLDER / name) for name in FILES]
     restarts: list[dict[str, Any]] = []
     while True:
         outcome = children.run(
@@ -109,7 +110,7 @@ def run(part: Part) -> Report:
         "counts": dict(counts),
         "complete": complete,
         "restarts": restarts,
-        "failures": failures,
+        "failed": failures,
         "skipped": dict(skipped),
         "tail": outcome.tail,
     }

@@ -76,7 +76,8 @@ class GpuWorkload(Workload):
 
 def relative(got: Tensor, wanted: Tensor) -> float:
     """Norm of the error by the norm of what was expected."""
-    return float((got.double() - wanted).norm() / wanted.norm())
+    got, wanted = got.detach().double(), wanted.detach()
+    return float((got - wanted).norm() / wanted.norm())
 
 
 def refuse(errors: dict[str, Any]) -> None:

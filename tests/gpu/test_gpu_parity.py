@@ -34,7 +34,7 @@ def parameters() -> list[Any]:
             proj_size=projection,
         )
         found.append(pytest.param(case, math, id=case.id))
-    return device().some(found, 8)
+    return device().some(found, 4)
 
 
 @pytest.mark.parametrize(("case", "math"), parameters())

@@ -26,7 +26,7 @@ def all_of_them() -> Iterator[tuple[Case, Math, str | None]]:
 def parameters() -> list[Any]:
     return [
         pytest.param(case, math, regime, id=f"{math.name}-{case.id}-{regime}")
-        for case, math, regime in device().some(list(all_of_them()), 24)
+        for case, math, regime in device().some(list(all_of_them()), 12)
     ]
 
 

@@ -36,7 +36,7 @@ def parameters() -> list[Any]:
             regime,
             id=f"{cell}-{math.name}-T{T}-B{B}-H{H}-{regime}",
         )
-        for cell, (H, B, T), math, regime in device().some(small, 8)
+        for cell, (H, B, T), math, regime in device().some(small, 5)
     ]
 
 
