@@ -81,12 +81,12 @@ lint-types: $(VENV)/installed
 	$(PY) -m mypy
 
 lint-cpp: $(VENV)/installed
-	$(CLANG_FORMAT) --dry-run -Werror $(CPP)
+	$(CLANG_FORMAT) --dry-run -Werror $(CPP) bench/gpu/sync.cu
 
 format: $(VENV)/installed
 	$(PY) -m ruff check --fix $(PYTHON_SOURCES)
 	$(PY) -m ruff format $(PYTHON_SOURCES)
-	$(CLANG_FORMAT) -i $(CPP)
+	$(CLANG_FORMAT) -i $(CPP) bench/gpu/sync.cu
 
 clean:
 	rm -rf '$(VENV)' build dist *.egg-info fastrnn/_C.*.so fastrnn/_cuda.*.so

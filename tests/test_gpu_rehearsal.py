@@ -16,6 +16,7 @@ from cuda_emulator import runner
 
 from bench.gpu import __main__ as program
 from bench.gpu import building, children, run, store, sync, testing
+from bench.gpu.device import REHEARSAL
 from bench.gpu.part import Part, Report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,9 @@ def test_rehearsal(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert "0 failures in build, test, sanitize, sync, bench" in result.stdout
-    found = {name: json.loads((tmp_path / f"gpu-{name}.json").read_text()) for name in program.PARTS}
+    found = {
+        name: json.loads((tmp_path / f"gpu-{name}.json").read_text()) for name in program.PARTS
+    }
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         f"gpu-{name}.json" for name in program.PARTS
     )
@@ -128,7 +131,8 @@ def test_a_child_of_a_child_ends_with_it(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     code = (
         "import subprocess, time\n"
-        f"child = subprocess.Popen(['sleep', '100']); open({str(pid)!r}, 'w').write(str(child.pid))\n"
+        "child = subprocess.Popen(['sleep', '100'])\n"
+        f"open({str(pid)!r}, 'w').write(str(child.pid))\n"
         "time.sleep(100)"
     )
     assert child(tmp_path, code, seconds=3.0).status == "out of time"
@@ -153,6 +157,7 @@ def test_last(): pass
 """
 
 
+@pytest.mark.slow
 def test_every_test_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "tests"
     folder.mkdir()
@@ -162,6 +167,7 @@ def test_every_test_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(testing, "FILES", ("test_trouble.py",))
     monkeypatch.setattr(testing, "IDLE_SECONDS", 25)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv(REHEARSAL, "1")
     given = part(tmp_path, 300)
     given.arguments = ["--rootdir", str(folder), "-c", os.devnull]
     report = testing.run(given)

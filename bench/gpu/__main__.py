@@ -1,9 +1,9 @@
-"""Everything that is run on a machine with a GPU: ``make gpu``, or ``python -m bench.gpu PART ...``.
+"""What is run on a machine with a GPU: ``make gpu``, or ``python -m bench.gpu PART ...``.
 
 Parts, in this order: build, test, sanitize, sync, bench; ``all`` for all of them. Each writes
 ``gpu-PART.json`` as soon as it has ended, well or not, and a failure of one keeps no other from
-running. Exit status 1 if any failed. ``store`` puts the files of one or several such folders together
-as bench/results/gpu.json, from which the README's section is made.
+running. Exit status 1 if any failed. ``store`` puts the files of one or several such folders
+together as bench/results/gpu.json, from which the README's section is made.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def run(name: str, options: argparse.Namespace) -> list[str]:
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"gpu-{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"{name}: {report.said}; {len(report.failures)} failures, {took:.0f} s; {path}", flush=True)
+    print(
+        f"{name}: {report.said}; {len(report.failures)} failures, {took:.0f} s; {path}", flush=True
+    )
     for sentence in report.failures:
         print(f"  {sentence}", flush=True)
     shutil.rmtree(scratch, ignore_errors=True)

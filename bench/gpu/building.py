@@ -1,4 +1,4 @@
-"""Builds the extensions in place, for the GPU that is there, with the interpreter that runs this."""
+"""Builds the extensions in place for the GPU that is there, with the interpreter of this."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import children
 from .device import device
@@ -40,7 +41,7 @@ def run(part: Part) -> Report:
     arch = architecture()
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     environment = {"FASTRNN_NATIVE": "1", "FASTRNN_CUDA": "1", "FASTRNN_CUDA_ARCHS": arch}
-    content = {
+    content: dict[str, Any] = {
         "command": command,
         "environment": environment,
         "python": sys.version.split()[0],

@@ -1,7 +1,7 @@
 """The table of GPU benchmark cases, and what each must reach.
 
-Sizes: the ones that papers and libraries measure (H 256 to 1024, T 100 and 1024), the odd ones of word
-models, those for which cuDNN has special kernels, and those where a kernel of ours should not win.
+Sizes: the ones that papers and libraries measure (H 256 to 1024, T 100 and 1024), the odd ones of
+word models, those for which cuDNN has special kernels, and those where ours should not win.
 """
 
 from __future__ import annotations
@@ -162,5 +162,7 @@ def rehearsal() -> tuple[GpuCase, ...]:
         if case.mode == (TRAINING if training else INFERENCE) and case.dtype == torch.float32:
             found.setdefault((case.part, case.ragged), case)
     found["", ""] = next(case for case in CASES if case.part == "headline")
-    shrunk = [replace(case, steps=3, batch=3, input_size=5, hidden_size=9) for case in found.values()]
+    shrunk = [
+        replace(case, steps=3, batch=3, input_size=5, hidden_size=9) for case in found.values()
+    ]
     return tuple({case.name: case for case in shrunk}.values())

@@ -1,7 +1,7 @@
 """The device that everything here runs on: a GPU, or its rehearsal on the CPU.
 
-Tests and benchmarks reach CUDA's Python interface through ``device().cuda``. In a rehearsal stand-ins
-take its place and the emulator of the tests that of the GPU, so that the same lines run.
+Tests and benchmarks reach CUDA's Python interface through ``device().cuda``. In a rehearsal
+stand-ins take its place and the emulator of the tests that of the GPU, so that the same lines run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -76,14 +76,9 @@ class Device:
         """The items; in a rehearsal so many of them, spread evenly."""
         return list(items)
 
-    @contextmanager
-    def serving(self, regime: str | None = None) -> Iterator[str]:
+    def serving(self, regime: str | None = None) -> AbstractContextManager[str]:
         """The name of the backend under test, in one regime or in that of its own choice."""
-        if regime is None:
-            yield "cuda"
-            return
-        with registered(Forced(regime)) as name:
-            yield name
+        return nullcontext("cuda") if regime is None else registered(Forced(regime))
 
     def capture(self, call: Call) -> Captured:
         """A CUDA graph of the call, which is warmed up on another stream, as torch asks for."""
@@ -158,6 +153,3 @@ def device() -> Device:
 
 def to_device(tensor: Tensor) -> Tensor:
     return tensor.to(device().type)
-
-
-Context = AbstractContextManager[str]

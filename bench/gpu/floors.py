@@ -1,7 +1,7 @@
 """The least time that a case could take: arithmetic, memory, and steps that wait for each other.
 
-Arithmetic and memory by rates measured here, in the same process; the step by what the part ``sync``
-measured, where its file is beside the results, else by what the planner assumes.
+Arithmetic and memory by rates measured here, in the same process; the step by what the part
+``sync`` measured, where its file is beside the results, else by what the planner assumes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measures cases, one line of JSON for each: ``python -m bench.gpu.measure RECORD --select gru``.
 
-With ``--kernels`` it notes which kernels they start instead. That is for a process of its own, after
-the others: once a profiler has been on, launches may take longer.
+With ``--kernels`` it notes which kernels they start instead. That is for a process of its own,
+after the others: once a profiler has been on, launches may take longer.
 
 A case with wrong numbers is not timed. One that raises is noted, and the next one goes on; where a
 kernel's fault has made the process useless, it ends with the status BROKEN.

@@ -60,9 +60,8 @@ class Graph:
 class Cuda:
     """What stands for the module ``torch.cuda``."""
 
-    Event, Stream, CUDAGraph = Event, Stream, Graph
-
     def __init__(self) -> None:
+        self.Event, self.Stream, self.CUDAGraph = Event, Stream, Graph
         self._stream = Stream()
 
     def current_stream(self, device: object = None) -> Stream:

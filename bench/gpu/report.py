@@ -1,4 +1,4 @@
-"""The GPU section of README.md and its plot, from the stored results. Figures are what was stored."""
+"""The GPU section of README.md and its plot, from the stored results."""
 
 from __future__ import annotations
 

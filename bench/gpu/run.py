@@ -1,4 +1,4 @@
-"""The benchmark as a part of ``make gpu``: starts ``measure`` again where a case ends its process."""
+"""The benchmark of ``make gpu``: starts ``measure``, again where a case ends its process."""
 
 from __future__ import annotations
 

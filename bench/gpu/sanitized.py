@@ -1,7 +1,7 @@
-"""A few small calls in one regime, for a checking tool to watch: ``python -m bench.gpu.sanitized grid-4``.
+"""A few small calls in one regime, for a tool to watch: ``python -m bench.gpu.sanitized grid-4``.
 
-Prints how far each is from the reference; exit status 1 where one is wrong, 3 where the regime cannot
-run here.
+Prints how far each is from the reference; exit status 1 where one is wrong, 3 where the regime
+cannot run here.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{case.id}: {error}")
                 return CANNOT if "cannot run this" in str(error) else WRONG
         on_host = {name: value.cpu() for name, value in found.items()}
-        error = max(cases.errors(on_host, cases.reference(a), case).values())
-        print(f"{case.id}: {error:.3g} of the tolerance", flush=True)
-        wrong = wrong or not error <= 1
+        worst = max(cases.errors(on_host, cases.reference(a), case).values())
+        print(f"{case.id}: {worst:.3g} of the tolerance", flush=True)
+        wrong = wrong or not worst <= 1
     return WRONG if wrong else 0
 
 

@@ -28,7 +28,9 @@ def find_tool() -> str | None:
     return shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
 
 
-def check(part: Part, tool: str, regime: str, program: str | None) -> dict[str, Any]:
+def check(part: Part, entry: tuple[str, str], program: str | None) -> dict[str, Any]:
+    """One tool over one regime; without a program, the calls alone."""
+    tool, regime = entry
     log = part.scratch / f"{tool}-{regime}.log"
     command = [sys.executable, "-m", "bench.gpu.sanitized", regime]
     if program is not None:
@@ -44,7 +46,8 @@ def check(part: Part, tool: str, regime: str, program: str | None) -> dict[str, 
     status = outcome.status
     if status == "failed":
         status = {FOUND: "found something", CANNOT: "cannot run here"}.get(outcome.code, status)
-    result = {"tool": tool, "regime": regime, "status": status, "code": outcome.code}
+    result: dict[str, Any] = {"tool": tool, "regime": regime}
+    result |= {"status": status, "code": outcome.code}
     result |= {"seconds": outcome.seconds, "errors": int(found[-1]) if found else None}
     if status != "ok":
         result["output"] = _shown(text)
@@ -66,9 +69,9 @@ def run(part: Part) -> Report:
     if part.rehearsed:  # the same programs, which nobody watches
         program, product = None, product[1::8]
     # The first alone: where nothing runs, nobody waits for the rest.
-    results = [check(part, *product[0], program)]
+    results = [check(part, product[0], program)]
     with ThreadPoolExecutor(min(BESIDE, os.cpu_count() or 1)) as pool:
-        results += pool.map(lambda entry: check(part, *entry, program), product[1:])
+        results += pool.map(lambda entry: check(part, entry, program), product[1:])
     failures = [
         f"{r['tool']} of {r['regime']}: {r['status']} ({r['errors']} errors)"
         for r in results
@@ -78,4 +81,3 @@ def run(part: Part) -> Report:
         failures.append("no check has ended well")
     ended_well = sum(r["status"] == "ok" for r in results)
     return Report({"checks": results}, failures, f"{ended_well} of {len(results)} without error")
-

@@ -1,7 +1,7 @@
 """Results of the parts put together as ``bench/results/gpu.json``, and what README.md says of them.
 
-``python -m bench.gpu store --from FOLDER ...``: of several folders with the same part the last counts,
-but for the benchmark, of which cases add up as long as they are of one machine and commit.
+``python -m bench.gpu store --from FOLDER ...``: of several folders with the same part the last
+counts, but for the benchmark, of which cases add up while they are of one machine and commit.
 """
 
 from __future__ import annotations

@@ -2,15 +2,16 @@
 // csrc/cuda/plan.cpp chooses by (its struct Rates), measured on the GPU that is there.
 //
 // Everything is done with the functions of csrc/cuda/device.cuh that the recurrent kernels use, so
-// that the figures are theirs; and so the tests can run it on the CPU, where the times mean nothing.
-// Built as a shared library that bench/gpu/sync.py loads. Each figure is printed as soon as it is known.
-#include "cuda/device.cuh"
-
+// that the figures are theirs; and so the tests can run it on the CPU, where the times mean
+// nothing. Built as a shared library that bench/gpu/sync.py loads. Each figure is printed as soon
+// as it is known.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <string>
 #include <vector>
+
+#include "cuda/device.cuh"
 
 #if !defined(FASTRNN_CUDA_EMULATOR)
 #include <cooperative_groups.h>
@@ -36,12 +37,13 @@ FASTRNN_DEVICE void wait_for(const unsigned* flag, unsigned n) {
     if (++polls == 1 << 24) trap();
 }
 
-// This block has arrived for the n-th time, and waits until all have: the exchange of the grid regime,
-// where every block reads what every other wrote.
+// This block has arrived for the n-th time, and waits until all have: the exchange of the grid
+// regime, where every block reads what every other wrote.
 FASTRNN_DEVICE void meet(unsigned* flags, unsigned n) {
   sync_block();
   if (threadIdx.x == 0) store_release(flags + blockIdx.x, n);
-  for (unsigned block = threadIdx.x % 32; block < gridDim.x; block += 32) wait_for(flags + block, n);
+  for (unsigned block = threadIdx.x % 32; block < gridDim.x; block += 32)
+    wait_for(flags + block, n);
   sync_warp();
 }
 __global__ void flag_barrier(Rounds args) {
@@ -319,10 +321,8 @@ class Benchmark {
     measure("block_barrier", [&] { return per_round(block_barrier, blocks(1)); });
     for (const int count : {all / 4, all / 2, all}) {
       const std::string suffix = "_" + std::to_string(count);
-      measure("grid_barrier" + suffix,
-                       [&] { return per_round(grid_barrier, blocks(count)); });
-      measure("flag_barrier" + suffix,
-                       [&] { return per_round(flag_barrier, blocks(count)); });
+      measure("grid_barrier" + suffix, [&] { return per_round(grid_barrier, blocks(count)); });
+      measure("flag_barrier" + suffix, [&] { return per_round(flag_barrier, blocks(count)); });
     }
     measure("flag_hop", [&] { return per_round(flag_hop, blocks(all)) / 2; });
     measure("value_hop", [&] { return per_round(value_hop, blocks(all)) / 2; });
@@ -350,7 +350,7 @@ class Benchmark {
       for (const int part : {8, 2, 1}) {
         how.shared_bytes = unsigned(device_.shared_bytes / part);
         measure("resident_clusters" + suffix + "_of_" + std::to_string(how.shared_bytes),
-                         [&] { return resident_clusters(cluster_barrier, how, kWhat); });
+                [&] { return resident_clusters(cluster_barrier, how, kWhat); });
       }
     }
     Launch pair = blocks(2, false);
@@ -406,8 +406,8 @@ class Benchmark {
   }
 
   // Bytes per second.
-  double rate(void (*kernel)(Reading), int grid, int64_t bytes, int64_t block_step_bytes, int rounds,
-              const Memory& from, unsigned shared_bytes = 0) const {
+  double rate(void (*kernel)(Reading), int grid, int64_t bytes, int64_t block_step_bytes,
+              int rounds, const Memory& from, unsigned shared_bytes = 0) const {
     constexpr int64_t kUnit = 8 * kThreads;
     const int64_t vectors = bytes / int64_t(sizeof(Vector16)) / kUnit * kUnit;
     const Memory sink(int64_t(grid) * kThreads * 4);
@@ -429,15 +429,12 @@ class Benchmark {
       const Memory small(all * part);
       measure("l2_one", [&] { return rate(read_global<8>, 1, part, 0, rounds, small); });
       measure("l2_one_2_in_flight",
-                       [&] { return rate(read_global<2>, 1, part, 0, rounds, small); });
-      measure("l2_all_same",
-                       [&] { return rate(read_global<8>, all, part, 0, rounds, small); });
-      measure("l2_all_own",
-                       [&] { return rate(read_global<8>, all, part, part, rounds, small); });
+              [&] { return rate(read_global<2>, 1, part, 0, rounds, small); });
+      measure("l2_all_same", [&] { return rate(read_global<8>, all, part, 0, rounds, small); });
+      measure("l2_all_own", [&] { return rate(read_global<8>, all, part, part, rounds, small); });
       const int64_t shared = std::min<int64_t>(part, device_.shared_bytes);
-      measure("shared", [&] {
-        return rate(read_shared, 1, shared, 0, rounds, small, unsigned(shared));
-      });
+      measure("shared",
+              [&] { return rate(read_shared, 1, shared, 0, rounds, small, unsigned(shared)); });
     } catch (const std::exception& error) {
       complain("l2", error.what());
     }

@@ -35,7 +35,7 @@ class GpuWorkload(Workload):
         super().__init__(case, device().type)
         packing = self.inputs.packing
         if packing is not None:
-            self.inputs = replace(self.inputs, packing=packing.to(device().type))
+            self.inputs = replace(self.inputs, packing=packing.to(torch.device(device().type)))
 
     @property
     def _rounded(self) -> torch.dtype:

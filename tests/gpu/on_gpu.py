@@ -1,4 +1,4 @@
-"""Cases on the device: what every file here runs them with. Importing this skips where there is none."""
+"""Cases on the device, for every file here. Importing this skips where there is none."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def expected(case: Case) -> Outputs:
 
 
 def compare(actual: Outputs, wanted: Outputs, case: Case, math: Math) -> None:
-    """As ``check``. A gradient of relu is no number to compare where values are rounded coarsely: it
-    jumps where that moves one across 0."""
+    """As ``check``. A gradient of relu is no number to compare where values are rounded coarsely:
+    it jumps where that moves one across 0."""
     coarse = math.tf32 or case.dtype.itemsize == 2
     if case.cell == "rnn_relu" and coarse:
         actual, wanted = (

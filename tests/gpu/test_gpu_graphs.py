@@ -1,4 +1,4 @@
-"""CUDA graphs: a captured call gives, for other numbers in the same memory, what a new call gives."""
+"""CUDA graphs: a captured call gives for other numbers in its memory what a new call gives."""
 
 from __future__ import annotations
 

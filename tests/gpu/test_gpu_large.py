@@ -41,7 +41,9 @@ def test_the_last_rows_of_a_large_batch(kind: str, steps: int, gib: int) -> None
     x = torch.randn(steps, ROWS, INPUT, device=device().type, dtype=dtype)
     above = torch.zeros(steps, ROWS, HIDDEN, device=device().type, dtype=dtype)
     above[:, -COMPARED:] = torch.randn(steps, COMPARED, HIDDEN, device=device().type, dtype=dtype)
-    assert device().rehearsed or max(1, len(module.weight_ih_l0) // HIDDEN) * above.numel() > 1 << 31
+    assert (
+        device().rehearsed or max(1, len(module.weight_ih_l0) // HIDDEN) * above.numel() > 1 << 31
+    )
     with device().serving() as name, fastrnn.use_backend(name):
         alone = outputs(module, x[:, -COMPARED:].contiguous(), above[:, -COMPARED:].contiguous())
         found = outputs(module, x, above)

@@ -1,4 +1,4 @@
-"""Time and company: the same bits on every run, beside other work, on any stream, without waiting."""
+"""The same bits on every run, beside other work, on any stream; and nobody waits."""
 
 from __future__ import annotations
 
