@@ -148,10 +148,12 @@ def test_a_child_of_a_child_ends_with_it(tmp_path: Path) -> None:
 TROUBLE = """
 import os, time, pytest
 def test_first(): pass
+@pytest.mark.parametrize("regime", ["None", "grid-4"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_regime(number, regime):
+    if regime == "grid-4": os._exit(86)
 def test_wrong(): assert 1 == 2
 def test_skipped(): pytest.skip("no such device")
-def test_crashes(): os._exit(5)
-def test_between(): pass
 def test_hangs(): time.sleep(100)
 def test_last(): pass
 """
@@ -166,17 +168,28 @@ def test_every_test_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(testing, "FOLDER", folder)
     monkeypatch.setattr(testing, "FILES", ("test_trouble.py",))
     monkeypatch.setattr(testing, "IDLE_SECONDS", 25)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     monkeypatch.setenv(REHEARSAL, "1")
     given = part(tmp_path, 300)
     given.arguments = ["--rootdir", str(folder), "-c", os.devnull]
     report = testing.run(given)
-    assert report.content["counts"] == {"passed": 3, "failed": 3, "skipped": 1}
-    assert report.content["collected"] == 7
-    assert [restart["status"] for restart in report.content["restarts"]] == ["failed", "hung"]
+    assert report.content["counts"] == {"passed": 5, "failed": 4, "skipped": 1}
+    assert report.content["collected"] == 11
+    assert [restart["status"] for restart in report.content["restarts"]] == [
+        "failed",
+        "failed",
+        "hung",
+    ]
+    assert report.content["given_up"] == ["grid-4"]  # after two of three
+    assert "the tests of the regime grid-4 were given up" in report.failures
     names = {name.partition("::")[2] for name in report.content["failed"]}
-    assert names == {"test_wrong", "test_crashes", "test_hangs"}
-    assert len(report.failures) == 3
+    assert names == {
+        "test_wrong",
+        "test_hangs",
+        "test_regime[1-grid-4]",
+        "test_regime[2-grid-4]",
+    }
+    assert len(report.failures) == 5
     assert report.content["skipped"] == {"Skipped: no such device": 1}
     assert list(given.output.iterdir()) == []
 

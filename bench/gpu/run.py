@@ -12,7 +12,7 @@ from .part import Part, Report
 from .testing import read
 
 #: No case takes as long.
-IDLE_SECONDS = 100
+IDLE_SECONDS = 60
 MOST_RESTARTS = 10
 #: Of the time, for a second process that notes which kernels are started.
 KERNEL_PART = 0.15
@@ -25,6 +25,7 @@ def run(part: Part) -> Report:
     command = [sys.executable, "-m", "bench.gpu.measure", str(record)]
     command += ["--results", str(part.output.resolve())]
     command += ["--select", *part.arguments] if part.arguments else []
+    idle = 10 * IDLE_SECONDS if part.rehearsed else IDLE_SECONDS
     kernel_seconds = KERNEL_PART * part.seconds
     restarts: list[dict[str, Any]] = []
     while True:
@@ -32,7 +33,7 @@ def run(part: Part) -> Report:
             command,
             log,
             seconds=part.left() - kernel_seconds,
-            idle=IDLE_SECONDS,
+            idle=idle,
             watched=record,
             echo=True,
         )
@@ -48,7 +49,7 @@ def run(part: Part) -> Report:
             with record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
     started = children.run(
-        [*command, "--kernels"], log, seconds=max(part.left(), 1), idle=IDLE_SECONDS, watched=record
+        [*command, "--kernels"], log, seconds=max(part.left(), 1), idle=idle, watched=record
     )
     rows = [row for row in read(record) if "name" in row and not row.get("left_out")]
     kernels = {event.pop("kernels_of"): event for event in read(record) if "kernels_of" in event}

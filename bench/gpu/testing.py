@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,19 +17,22 @@ RECORD, SKIP = "GPU_TEST_RECORD", "GPU_TEST_SKIP"
 #: Exit status where a kernel's fault has made the process useless.
 BROKEN = 86
 #: No test takes as long; loading torch and making a context is part of the first.
-IDLE_SECONDS = 90
+IDLE_SECONDS = 45
 MOST_RESTARTS = 12
+#: So many tests of one regime that hang or break the device, and its others are left out.
+MOST_OF_REGIME = 2
+_REGIME = re.compile(r"stepwise|processor|cluster|grid-\d")
 FOLDER = children.ROOT / "tests" / "gpu"
 #: The most basic first.
 FILES = (
     "test_gpu_basics.py",
-    "test_gpu_graphs.py",
     "test_gpu_autograd.py",
+    "test_gpu_graphs.py",
     "test_gpu_streams.py",
     "test_gpu_parity.py",
+    "test_gpu_regimes.py",
     "test_gpu_large.py",
     "test_gpu_sizes.py",
-    "test_gpu_regimes.py",
 )
 
 
@@ -61,6 +65,17 @@ def outcomes(events: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], s
     return found, running
 
 
+def regime(test: str) -> str:
+    """The regime in the name of a test; empty where it leaves the choice to the plan."""
+    found = _REGIME.findall(test.partition("[")[2])
+    return found[-1] if found else ""
+
+
+def left_out(test: str, patterns: set[str]) -> bool:
+    """Whether a test is named, or of a regime that is: ``*cluster``."""
+    return test in patterns or f"*{regime(test)}" in patterns
+
+
 def run(part: Part) -> Report:
     """All tests; after one that hangs or breaks the device, those that are left."""
     # Beside the results: what is known is there even if somebody ends this program.
@@ -69,15 +84,16 @@ def run(part: Part) -> Report:
     skip, log = part.scratch / "done.txt", part.scratch / "tests.log"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
     command += ["--benchmark-disable"] if part.has_module("pytest_benchmark") else []
-    command += ["--tb=short", "--strict-markers", *part.arguments]
+    command += ["--tb=short", "--no-summary", "--strict-markers", *part.arguments]
     command += [str(FOLDER / name) for name in FILES]
     restarts: list[dict[str, Any]] = []
+    given_up: list[str] = []
     while True:
         outcome = children.run(
             command,
             log,
             seconds=part.left(),
-            idle=IDLE_SECONDS,
+            idle=10 * IDLE_SECONDS if part.rehearsed else IDLE_SECONDS,
             watched=record,
             echo=True,
             environment={RECORD: str(record), SKIP: str(skip)} | _skip(skip),
@@ -94,14 +110,18 @@ def run(part: Part) -> Report:
                 text = f"{outcome.status}, exit status {outcome.code}\n{outcome.tail[-1500:]}"
                 event = {"event": "end", "test": running, "outcome": "failed", "text": text}
                 file.write(json.dumps(event) + "\n")
-        done, _ = outcomes(read(record))
-        skip.write_text("\n".join(done) + "\n")
+        found, _ = outcomes(read(record))
+        broken = [e["test"] for e in read(record) if e["event"] == "broken"]
+        troubles = Counter(map(regime, {*broken, *(restart["test"] for restart in restarts)}))
+        given_up = [name for name, n in troubles.items() if name and n >= MOST_OF_REGIME]
+        skip.write_text("\n".join([*found, *(f"*{name}" for name in given_up)]) + "\n")
     counts = Counter(entry["outcome"] for entry in found.values())
     failures = {test: e["text"] for test, e in found.items() if e["outcome"] == "failed"}
     skipped = Counter(entry["text"] for entry in found.values() if entry["outcome"] == "skipped")
     messages = [f"{test}: {_last_line(text)}" for test, text in list(failures.items())[:40]]
     if not complete:
         messages.append(f"the tests did not end: {outcome.status}, exit status {outcome.code}")
+    messages += [f"the tests of the regime {name} were given up" for name in given_up]
     if not counts["passed"]:
         messages.append(f"no test has passed: {_last_line(outcome.tail)}")
     collected = max((e["count"] for e in read(record) if e["event"] == "collected"), default=0)
@@ -112,6 +132,13 @@ def run(part: Part) -> Report:
         "restarts": restarts,
         "failed": failures,
         "skipped": dict(skipped),
+        "given_up": given_up,
+        "largest_errors": {
+            kind: worst
+            for e in read(record)
+            if e["event"] == "errors"
+            for kind, worst in e["worst"]
+        },
         "tail": outcome.tail,
     }
     record.unlink(missing_ok=True)

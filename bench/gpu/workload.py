@@ -33,9 +33,9 @@ class GpuWorkload(Workload):
 
     def __init__(self, case: GpuCase) -> None:
         super().__init__(case, device().type)
-        packing = self.inputs.packing
+        packing: Any = self.inputs.packing
         if packing is not None:
-            self.inputs = replace(self.inputs, packing=packing.to(torch.device(device().type)))
+            self.inputs = replace(self.inputs, packing=packing.to(device().type))
 
     @property
     def _rounded(self) -> torch.dtype:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import ledger
 
 from bench.gpu.device import device
-from bench.gpu.testing import BROKEN, RECORD, SKIP
+from bench.gpu.testing import BROKEN, RECORD, SKIP, left_out
 
 # Read when cuBLAS is first used: without it, deterministic algorithms refuse matrix products.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -33,10 +34,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what an earlier process has run."""
     path = os.environ.get(SKIP)
     done = set(Path(path).read_text().splitlines()) if path else set()
-    left = [item for item in items if item.nodeid not in done]
-    if len(left) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
-        items[:] = left
+    without = [item for item in items if left_out(item.nodeid, done)]
+    if without:
+        config.hook.pytest_deselected(items=without)
+        items[:] = [item for item in items if item not in without]
     note(event="collected", count=len(items))
 
 
@@ -62,6 +63,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         except RuntimeError as error:  # after a fault of a kernel every call of the process fails
             note(event="broken", test=report.nodeid, text=str(error))
             os._exit(BROKEN)
+
+
+def pytest_sessionfinish() -> None:
+    note(event="errors", worst=sorted(ledger.worst.items()))
 
 
 @pytest.fixture(autouse=True)
