@@ -250,7 +250,9 @@ def test_rates_are_those_of_the_planner() -> None:
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
-@pytest.mark.parametrize("arch", ["80", "90a"])
+@pytest.mark.parametrize(
+    "arch", ["90a", pytest.param("80", marks=[pytest.mark.slow, pytest.mark.cuda])]
+)
 def test_the_micro_benchmark_compiles(arch: str, tmp_path: Path) -> None:
     target = tmp_path / "sync.so"
     command = building.shared_library(sync.SOURCE, target, f"{arch}-real")

@@ -16,9 +16,13 @@ from cuda_emulator import runner
 from bench.cases import INFERENCE, MODES, TRAINING
 from bench.gpu import kernels, measure, report, run, store
 from bench.gpu.cases import BFLOAT16, CASES, DTYPES, PARTS, STEP_GOALS, TF32, GpuCase, rehearsal
+from bench.gpu.device import Device
+from bench.gpu.rehearsal import Cuda
 from bench.gpu.workload import GpuWorkload, refuse
 from bench.timing import Timing
 from bench.workload import WrongNumbers
+from fastrnn import backends
+from fastrnn.backends.cuda import CudaBackend
 from fastrnn.cells import CELLS
 
 # The table.
@@ -298,3 +302,28 @@ def test_predictions_are_the_planners(monkeypatch: pytest.MonkeyPatch) -> None:
     small = next(case for case in CASES if case.regime == "stepwise")
     assert plans.predicted(small, EmulatedBackend(), 132)["forward"]["regime"] == "stepwise"
     assert set(PARTS) == {case.part for case in CASES}
+
+
+# The device.
+
+
+def test_regimes_by_force() -> None:
+    """What insists on a regime on a GPU; without one, or without room, nobody is asked."""
+    device = Device()
+    assert (device.type, device.fit(3, 4), device.some([1, 2, 3], 1)) == ("cuda", 3, [1, 2, 3])
+    before = list(backends.backends())
+    with device.serving() as name:
+        assert name == "cuda"
+    for regime, choice in {"stepwise": (0, -1, -1), "grid-4": (3, 4, -1)}.items():
+        with device.serving(regime) as name:
+            forced = backends.get(name)
+            assert isinstance(forced, CudaBackend)
+            assert forced.choice == choice
+            assert forced.device_type == "cuda"
+    assert list(backends.backends()) == before
+
+
+def test_stand_ins_are_named_as_torch_has_them() -> None:
+    """A rehearsal reaches nothing that a GPU would not have."""
+    names = {name for name in dir(Cuda()) if not name.startswith("_")}
+    assert {name for name in names if not hasattr(torch.cuda, name)} == set()

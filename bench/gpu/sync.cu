@@ -30,7 +30,7 @@ struct Rounds {
   int rounds = 0;
 };
 
-// Waits for a flag; not for ever, as the machine may be somebody's.
+// Waits for a flag, but not for ever: what was printed before must come to its reader.
 FASTRNN_DEVICE void wait_for(const unsigned* flag, unsigned n) {
   int polls = 0;
   while (load_acquire(flag) < n)
