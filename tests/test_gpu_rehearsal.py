@@ -250,9 +250,7 @@ def test_rates_are_those_of_the_planner() -> None:
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
-@pytest.mark.parametrize(
-    "arch", ["90a", pytest.param("80", marks=[pytest.mark.slow, pytest.mark.cuda])]
-)
+@pytest.mark.parametrize("arch", ["90a", pytest.param("80", marks=pytest.mark.slow)])
 def test_the_micro_benchmark_compiles(arch: str, tmp_path: Path) -> None:
     target = tmp_path / "sync.so"
     command = building.shared_library(sync.SOURCE, target, f"{arch}-real")
