@@ -14,17 +14,30 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.inl' -o -name '*.cpp' -o -name 
 CLANG_FORMAT := $(VENV)/bin/clang-format
 PYTHON_SOURCES := fastrnn tests bench setup.py
 
+# On a machine with a GPU: where results go, which parts of the benchmark, seconds of a part, and,
+# where this is no clone, the commit.
+GPU_OUT ?= bench/results
+PART ?=
+SECONDS ?=
+COMMIT ?=
+GPU_OPTIONS = --output '$(GPU_OUT)' $(if $(PART),--select '$(PART)') \
+  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(COMMIT),--commit '$(COMMIT)') $(ARGS)
+
 # What takes long without a GPU: every CUDA kernel compiled for several of them, and run on the CPU with
 # every access to memory watched.
 CUDA_TESTS := $(wildcard tests/test_cuda_*.py) tests/test_nvrtc.py
 
 .PHONY: help setup demo test test-cuda bench lint lint-python lint-types lint-cpp format clean
+.PHONY: gpu gpu-build gpu-test gpu-sanitize gpu-sync gpu-bench gpu-store gpu-rehearse
 
 help:
 	@echo 'make demo    train a character model with fastrnn and with torch.nn   TEXT=file'
 	@echo 'make test    run all tests                                            ARGS="-k lstm"'
 	@echo 'make test-cuda  the long tests of the CUDA kernels; no GPU is needed'
 	@echo 'make bench   time fastrnn against torch.nn and ONNX Runtime           THREADS=n'
+	@echo 'make gpu     on a machine with a GPU: build, test and measure          GPU_OUT=folder'
+	@echo '  its parts: gpu-build, gpu-test, gpu-sanitize, gpu-sync, gpu-bench   PART=gru SECONDS=n'
+	@echo '  gpu-store puts results into bench/results and README.md; gpu-rehearse needs no GPU'
 	@echo 'make lint    ruff, mypy, clang-format: report'
 	@echo 'make format  ruff, clang-format: rewrite'
 	@echo 'make setup   only create $(VENV), install and compile'
@@ -45,6 +58,19 @@ bench: $(VENV)/built $(VENV)/peers
 	$(PY) -m bench.run $(if $(THREADS),--threads $(THREADS)) $(ARGS)
 	$(PY) -m bench.readme_table
 
+# With the interpreter that is given, which must have a torch for the GPU: nothing is installed.
+gpu:
+	$(PYTHON) -m bench.gpu all $(GPU_OPTIONS)
+
+gpu-build gpu-test gpu-sanitize gpu-sync gpu-bench: gpu-%:
+	$(PYTHON) -m bench.gpu $* $(GPU_OPTIONS)
+
+gpu-store:
+	$(PYTHON) -m bench.gpu store --from '$(GPU_OUT)'
+
+gpu-rehearse: $(VENV)/built
+	$(PY) -m bench.gpu all --rehearse --output build/gpu-rehearsal $(ARGS)
+
 lint: lint-python lint-types lint-cpp
 
 lint-python: $(VENV)/installed
@@ -55,12 +81,12 @@ lint-types: $(VENV)/installed
 	$(PY) -m mypy
 
 lint-cpp: $(VENV)/installed
-	$(CLANG_FORMAT) --dry-run -Werror $(CPP)
+	$(CLANG_FORMAT) --dry-run -Werror $(CPP) bench/gpu/sync.cu
 
 format: $(VENV)/installed
 	$(PY) -m ruff check --fix $(PYTHON_SOURCES)
 	$(PY) -m ruff format $(PYTHON_SOURCES)
-	$(CLANG_FORMAT) -i $(CPP)
+	$(CLANG_FORMAT) -i $(CPP) bench/gpu/sync.cu
 
 clean:
 	rm -rf '$(VENV)' build dist *.egg-info fastrnn/_C.*.so fastrnn/_cuda.*.so

@@ -21,7 +21,7 @@ SIZES = (32, 64, 128, 256, 512, 1024)
 
 def draw_run(path: Path, content: Mapping[str, Any]) -> None:
     """All of a run: ratios as bars, and operations per second over the hidden size."""
-    plt = _pyplot()
+    plt = pyplot()
     timed = [case for case in content["cases"] if case["timing"]]
     height = max(6.0, 0.2 * len(timed) + 1.5)
     figure, axes = plt.subplot_mosaic(
@@ -36,12 +36,12 @@ def draw_run(path: Path, content: Mapping[str, Any]) -> None:
         shown = [case for case in timed if case["mode"] == mode and case["dtype"] == "float32"]
         if shown:  # else nothing to choose the limits of a logarithmic axis by
             _rates(axis, shown, roof)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_overview(path: Path, contents: Sequence[Mapping[str, Any]]) -> None:
     """Of each run one panel: a dot for each case, a bar for each geometric mean."""
-    plt = _pyplot()
+    plt = pyplot()
     width = max(9.0, 0.6 * max(len(content["summary"]) for content in contents))
     figure, panels = plt.subplots(
         len(contents), figsize=(width, 3.2 * len(contents)), layout="constrained", squeeze=False
@@ -58,21 +58,21 @@ def draw_overview(path: Path, contents: Sequence[Mapping[str, Any]]) -> None:
         threads = content["machine"]["threads"]
         axis.set(yscale="log", ylabel="times as fast as the best other")
         axis.set_title(f"threads: {threads} (dots: cases; bars: geometric means)")
-        _ratio_ticks(axis.yaxis, [case["ratio"] for case in content["cases"] if case["ratio"]])
+        ratio_ticks(axis.yaxis, [case["ratio"] for case in content["cases"] if case["ratio"]])
         axis.axhline(1, color="black", linewidth=1)
         axis.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     importlib.import_module("matplotlib").use("Agg")
     return importlib.import_module("matplotlib.pyplot")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    _pyplot().close(figure)
+    pyplot().close(figure)
 
 
 def _counts(case: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
@@ -80,7 +80,7 @@ def _counts(case: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
     return bool(same and case["ours"] and case["ratio"])
 
 
-def _ratio_ticks(axis: Any, ratios: Sequence[float]) -> None:
+def ratio_ticks(axis: Any, ratios: Sequence[float]) -> None:
     low, high = min(0.5, *ratios), max(2.0, *ratios)
     ticks = [tick for tick in RATIO_TICKS if low <= tick <= high]
     axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -96,7 +96,7 @@ def _bars(axis: Any, timed: Sequence[Mapping[str, Any]]) -> None:
         color=[COLORS[case["cell"]] if case["ours"] else "lightgray" for case in timed],
     )
     axis.set(xscale="log", title="times as fast as the others (gray: not our kernels)")
-    _ratio_ticks(axis.xaxis, ratios)
+    ratio_ticks(axis.xaxis, ratios)
     axis.grid(axis="x", alpha=0.3)
     axis.axvline(1, color="black", linewidth=1)
     axis.invert_yaxis()

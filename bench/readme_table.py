@@ -150,17 +150,17 @@ def section(results: Path = RESULTS) -> str:
     return "\n\n".join(parts) or NOTHING
 
 
-def rewritten(page: str, section: str) -> str:
+def rewritten(page: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with ``section`` between its two comments.
 
     Raises:
         ValueError: the page has not one of each comment, in this order.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before + after:
-        raise ValueError(f"README.md: expected {BEGIN!r} and {END!r} once each, in this order")
-    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed or begin in rest or end in before + after:
+        raise ValueError(f"README.md: expected {begin!r} and {end!r} once each, in this order")
+    return f"{before}{begin}\n{section}\n{end}{after}"
 
 
 def draw(results: Path = RESULTS) -> None:

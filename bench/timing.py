@@ -20,6 +20,8 @@ BLOCKS = 6
 Call = Callable[[], object]
 #: Times something elsewhere for about so many seconds; returns seconds per call.
 Block = Callable[[float], float]
+#: Times so many calls; returns seconds per call.
+Clock = Callable[[Call, int], float]
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ def sample(call: Call, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def warm_up(call: Call, seconds: float) -> float:
+def warm_up(call: Call, seconds: float, clock: Clock = sample) -> float:
     """Call until ``seconds`` are over, at least twice; returns the shortest call."""
     shortest = float("inf")
     end = time.perf_counter() + seconds
     calls = 0
     while calls < 2 or time.perf_counter() < end:
-        shortest = min(shortest, sample(call, 1))
+        shortest = min(shortest, clock(call, 1))
         calls += 1
     return shortest
 
@@ -72,24 +74,27 @@ def median_call(call: Call, seconds: float, calls: int) -> float:
     return statistics.median(samples)
 
 
-def compare(ours: Call, theirs: Call, seconds: float) -> Timing:
+def compare(ours: Call, theirs: Call, seconds: float, clock: Clock = sample) -> Timing:
     """Time two calls in turn, A B B A A B ..., for about ``seconds`` after a warm-up of a tenth.
 
     The order changes from pair to pair, so that neither always finds the caches as the other left
     them. Python's garbage collector is off meanwhile.
+
+    Args:
+        clock: who times; on a GPU events do.
     """
-    shortest = min(warm_up(ours, seconds / 20), warm_up(theirs, seconds / 20))
+    shortest = min(warm_up(call, seconds / 20, clock) for call in (ours, theirs))
     calls = calls_per_sample(shortest)
     pairs: list[tuple[float, float]] = []
     with no_garbage_collection():
         end = time.perf_counter() + seconds
         while len(pairs) < MIN_PAIRS or (time.perf_counter() < end and len(pairs) < MAX_PAIRS):
             if len(pairs) % 2:
-                b = sample(theirs, calls)
-                pairs.append((sample(ours, calls), b))
+                b = clock(theirs, calls)
+                pairs.append((clock(ours, calls), b))
             else:
-                a = sample(ours, calls)
-                pairs.append((a, sample(theirs, calls)))
+                a = clock(ours, calls)
+                pairs.append((a, clock(theirs, calls)))
     return _timing(pairs, calls)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import sys
 import zlib
@@ -52,29 +53,35 @@ class Inputs:
         return replace(self, x=x, states=tuple(state.to(dtype) for state in self.states))
 
 
-def make_module(library: Any, case: Case) -> nn.Module:
+def make_module(library: Any, case: Case, device: str = "cpu") -> nn.Module:
     """The case's module of ``fastrnn`` or of ``torch.nn``; the arguments are the same."""
     kind, _, nonlinearity = case.cell.partition("_")
     options: dict[str, Any] = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    options |= {"dtype": case.dtype, "device": device}
     if not case.one_step:
         options |= {"num_layers": case.layers, "bidirectional": case.bidirectional}
     name = kind.upper() + ("Cell" if case.one_step else "")
-    module = getattr(library, name)(case.input_size, case.hidden_size, dtype=case.dtype, **options)
+    module = getattr(library, name)(case.input_size, case.hidden_size, **options)
     assert isinstance(module, nn.Module)
     return module
 
 
-def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=case.dtype)
+def normal(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Numbers ~ N(0, 1) on the generator's device."""
+    return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
 
+
+def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
+    randn = functools.partial(normal, generator, case.dtype)
     if case.one_step:
         states = tuple(randn(case.batch, case.hidden_size) for _ in range(_states(case)))
         return Inputs(randn(case.batch, case.input_size), states)
     x = randn(case.steps, case.batch, case.input_size)
     if not case.ragged:
         return Inputs(x)
-    lengths = torch.randint(case.steps // 2, case.steps + 1, (case.batch,), generator=generator)
+    bounds = case.steps // 2, case.steps + 1
+    where = generator.device
+    lengths = torch.randint(*bounds, (case.batch,), generator=generator, device=where).cpu()
     lengths[0] = case.steps
     if case.ragged == LENGTHS:
         return Inputs(x, lengths=lengths)
@@ -119,13 +126,13 @@ def _states(case: Case) -> int:
 class Workload:
     """Modules, input and gradients of a case; the same ones whenever it is built."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, device: str = "cpu") -> None:
         self.case = case
-        generator = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
+        generator = torch.Generator(device).manual_seed(zlib.crc32(case.name.encode()))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            theirs = make_module(nn, case)
-        ours = make_module(fastrnn, case)
+            theirs = make_module(nn, case, device)
+        ours = make_module(fastrnn, case, device)
         ours.load_state_dict(theirs.state_dict())
         if case.prepacked:
             fastrnn.prepacked(ours)
@@ -136,15 +143,12 @@ class Workload:
         #: Steps of all rows together.
         self.rows = case.steps * case.batch if lengths is None else int(lengths.sum())
 
-        def randn(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=case.dtype)
-
         shapes: list[tuple[int, ...]] = [(case.batch, case.hidden_size)] * _states(case)
         if not case.one_step:
             rows = self.inputs.x.shape[:-1]
             shapes = [(case.layers * case.directions, *shape) for shape in shapes]
             shapes.insert(0, (*rows, case.directions * case.hidden_size))
-        self._upstream = [randn(*shape) for shape in shapes]
+        self._upstream = [normal(generator, case.dtype, *shape) for shape in shapes]
 
     @property
     def training(self) -> bool:
@@ -230,10 +234,10 @@ class Workload:
         Raises:
             WrongNumbers: it is above 1.
         """
-        ours = self._results(OURS, self.case.dtype)
+        ours = self.results(OURS, self.case.dtype)
         return max(
             self._compare(name, ours[name], expected)
-            for name, expected in self._results(THEIRS, torch.float64).items()
+            for name, expected in self.results(THEIRS, torch.float64).items()
         )
 
     def check_outputs(self, got: list[Tensor]) -> float:
@@ -253,14 +257,23 @@ class Workload:
                 f"{name}: expected {self.case.dtype} {tuple(expected.shape)}, "
                 f"got {got.dtype} {tuple(got.shape)}"
             )
-        tolerance, error_in_tolerances = _shared_rule()
-        bounds = tolerance(self.case.dtype, **self._tolerance_arguments(name))
-        error = error_in_tolerances(got, expected, **bounds)
+        error = self.error(name, got, expected)
         if not error <= 1:
             raise WrongNumbers(f"{name}: off by {error:.3g} times the tolerance")
         return error
 
-    def _results(self, implementation: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    def error(self, name: str, got: Tensor, expected: Tensor) -> float:
+        """Of the result of that name, as a multiple of its tolerance."""
+        tolerance, error_in_tolerances = _shared_rule()
+        bounds = tolerance(self._rounded, **self._tolerance_arguments(name))
+        return error_in_tolerances(got, expected, **bounds)
+
+    @property
+    def _rounded(self) -> torch.dtype:
+        """Whose roundings the arithmetic has."""
+        return self.case.dtype
+
+    def results(self, implementation: str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Everything the case computes, by name; gradients flow from outputs and states alike."""
         module = copy.deepcopy(self.modules[implementation]).to(dtype)
         if self.case.prepacked and implementation == OURS:

@@ -18,6 +18,8 @@ from torch import nn
 import fastrnn
 from bench import readme_table, report
 from bench.cases import CASES
+from bench.gpu import __main__ as gpu
+from bench.gpu import report as gpu_report
 from bench.timing import Timing
 from fastrnn import _env, backends
 from fastrnn.cells import CELLS
@@ -268,6 +270,21 @@ def test_names_in_the_steps_exist() -> None:
 def test_performance_is_that_of_the_stored_results() -> None:
     current = readme_table.rewritten(PAGE, readme_table.section())
     assert current == PAGE, "python -m bench.readme_table brings README.md up to date"
+
+
+def test_gpu_performance_is_that_of_the_stored_results() -> None:
+    section = gpu_report.section(readme_table.RESULTS)
+    current = readme_table.rewritten(PAGE, section, gpu_report.BEGIN, gpu_report.END)
+    assert current == PAGE, "make gpu-store brings README.md up to date"
+
+
+def test_gpu_parts_are_those_there_are() -> None:
+    listed = rows(chapter("On a GPU").partition("\n<!--")[0])
+    assert [row[0] for row in listed] == [f"`make gpu-{name}`" for name in gpu.PARTS]
+    assert [code(row[2])[0] for row in listed] == [f"gpu-{name}.json" for name in gpu.PARTS]
+    makefile = (ROOT / "Makefile").read_text()
+    for name in (*gpu.PARTS, "store", "rehearse"):
+        assert re.search(rf"^[\w -]*\bgpu-{name}\b[\w -]*:", makefile, re.MULTILINE)
 
 
 def test_chosen_cases_exist() -> None:

@@ -1,0 +1,102 @@
+"""The least time that a case could take: arithmetic, memory, and steps that wait for each other.
+
+Arithmetic and memory by rates measured here, in the same process; the step by what the part
+``sync`` measured, where its file is beside the results, else by what the planner assumes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastrnn.cells import CELLS
+
+from ..cases import TRAINING
+from .cases import GpuCase
+from .device import device
+from .sync import assumed
+from .workload import GpuWorkload, precision
+
+
+@functools.cache
+def _product_rate(dtype: torch.dtype, tf32: bool) -> float:
+    size = device().fit(4096, 64)
+    a, b = (torch.randn(size, size, device=device().type, dtype=dtype) for _ in range(2))
+    flags: Any = torch.backends.cuda.matmul
+    named = hasattr(flags, "fp32_precision")
+    name = "fp32_precision" if named else "allow_tf32"
+    before = getattr(flags, name)
+    setattr(flags, name, ("tf32" if tf32 else "ieee") if named else tf32)
+    try:
+        device().event_seconds(lambda: a @ b, 3)
+        seconds = min(device().event_seconds(lambda: a @ b, 5) for _ in range(3))
+    finally:
+        setattr(flags, name, before)
+    return float(2 * size**3 / seconds)
+
+
+def product_rate(case: GpuCase) -> float:
+    """Operations per second of a large torch.matmul in the case's arithmetic."""
+    return _product_rate(case.dtype, case.tf32)
+
+
+@functools.cache
+def memory_rate() -> float:
+    """Bytes per second of a large copy, read and written."""
+    source = torch.empty(device().fit(1 << 30, 1 << 16), dtype=torch.uint8, device=device().type)
+    target = torch.empty_like(source)
+    source.zero_()
+    device().event_seconds(lambda: target.copy_(source), 2)
+    seconds = min(device().event_seconds(lambda: target.copy_(source), 5) for _ in range(3))
+    return 2 * source.numel() / seconds
+
+
+def step_cost(case: GpuCase, rates: Mapping[str, float], shared_bytes: int) -> float:
+    """Seconds that blocks wait for each other in a step: none, a cluster's or a grid's exchange.
+
+    By where the recurrent weights of a direction fit.
+    """
+    gates = CELLS[case.cell].gates
+    weights = gates * case.hidden_size**2 * case.dtype.itemsize
+    if weights <= shared_bytes:
+        return 0.0
+    return rates["kCluster"] if weights <= 8 * shared_bytes else rates["kFlag"]
+
+
+def known_rates(output: Path) -> tuple[dict[str, float], str]:
+    """The rates to take, and where they are from."""
+    path = output / "gpu-sync.json"
+    rates = assumed()
+    if not path.exists():
+        return rates, "assumed by the planner"
+    measured: dict[str, float] = json.loads(path.read_text(encoding="utf-8")).get("rates", {})
+    return rates | measured, "measured"
+
+
+def floor(work: GpuWorkload, rates: Mapping[str, float]) -> dict[str, Any]:
+    """Seconds by what each bound alone would take, the largest as ``least``, and its name."""
+    case = work.case
+    training = case.mode == TRAINING
+    weights = sum(parameter.numel() for parameter in work.modules["fastrnn"].parameters())
+    # x is read and y written; back, both and their gradients are read, and that of x written.
+    values = work.rows * (case.input_size + case.directions * case.hidden_size)
+    size = (weights + values) * case.dtype.itemsize * (3 if training else 1)
+    shared = getattr(
+        device().cuda.get_device_properties(device().index), "shared_memory_per_block_optin", 0
+    )
+    with precision(case):
+        bounds = {
+            "products": work.flops / product_rate(case),
+            "memory": size / memory_rate(),
+            "steps": case.steps
+            * case.layers
+            * (2 if training else 1)
+            * step_cost(case, rates, shared or 232448),
+        }
+    bound = max(bounds, key=bounds.__getitem__)
+    return {**bounds, "least": bounds[bound], "bound": bound}

@@ -1,0 +1,108 @@
+"""Around autograd: kept graphs, frozen weights, recomputation, autocast, compiled calls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Case, arguments, call
+from on_gpu import FLOAT64, REGIMES, compare, device, expected, moved, run
+from tolerances import error_in_tolerances, tolerance
+
+import fastrnn
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_backward_twice(regime: str | None) -> None:
+    """Nothing that was saved is written to, so a kept graph gives the same gradients again."""
+    a = moved(arguments(Case("lstm", torch.float32, batch=4, reset="random")))
+    tensors = {k: v.clone().requires_grad_() for k, v in a.differentiable().items()}
+    with device().serving(regime) as name, fastrnn.use_backend(name):
+        try:
+            y = call(a.with_tensors(tensors))[0]
+            first = torch.autograd.grad(y.sum(), list(tensors.values()), retain_graph=True)
+        except RuntimeError as error:
+            if regime is None or "cannot run this" not in str(error):
+                raise
+            pytest.skip(f"the regime {regime} cannot run this here")
+        second = torch.autograd.grad(y.sum(), list(tensors.values()))
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("regime", device().some(REGIMES, 2))
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_only_what_is_needed(cell: str, regime: str | None) -> None:
+    """One gradient alone, everything else frozen, is the same number."""
+    case = Case(cell, torch.float64, bidirectional=True, proj_size=2 if cell == "lstm" else 0)
+    everything = run(case, regime, FLOAT64)
+    names = list(arguments(case).differentiable())
+    for name in device().some(names, 3):
+        alone = run(case, regime, FLOAT64, wanted=[name])
+        torch.testing.assert_close(alone[f"grad {name}"], everything[f"grad {name}"])
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_recompute(cell: str) -> None:
+    case = Case(cell, torch.float64, layers=2, recompute=True)
+    compare(run(case, None, FLOAT64), expected(case), case, FLOAT64)
+
+
+def test_gradients_of_gradients() -> None:
+    a = moved(arguments(Case("gru", torch.float64)))
+    weights = {name: weight.requires_grad_() for name, weight in a.weights.items()}
+    x = a.x.requires_grad_()
+    with device().serving() as name, fastrnn.use_backend(name):
+        y = call(a.with_tensors({**a.differentiable(), "x": x, **weights}))[0]
+        (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        second = torch.autograd.grad(grad.square().sum(), list(weights.values()))
+    assert all(value.isfinite().all() and value.abs().max() > 0 for value in second[:2])
+
+
+# On the CPU, torch's own LSTM has no float16.
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16][: device().fit(2, 1)], ids=str)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_autocast(kind: str, dtype: torch.dtype) -> None:
+    """The dtypes of torch.nn, and numbers as near as its own roundings allow."""
+    torch.manual_seed(0)
+    theirs = getattr(torch.nn, kind)(8, 16, device=device().type)
+    ours = getattr(fastrnn, kind)(8, 16, device=device().type)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(5, 3, 8, device=device().type)
+    found = []
+    for module in (theirs, ours):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast(device().type, dtype=dtype):
+            y = module(leaf)[0]
+        found.append((y, *torch.autograd.grad(y.float().sum(), [leaf, *module.parameters()])))
+    bounds = tolerance(dtype, steps=5, fan_in=4 * 16, rows=5 * 3)
+    for wanted, actual in zip(*found, strict=True):
+        assert actual.dtype == wanted.dtype
+        assert error_in_tolerances(actual, wanted, **bounds) <= 1
+
+
+def test_autocast_with_options_beyond_torch() -> None:
+    """The kernels, in the dtype of the weights."""
+    lstm = fastrnn.LSTM(8, 16, device=device().type)
+    x = torch.randn(5, 3, 8, device=device().type)
+    with device().serving() as name, fastrnn.use_backend(name):
+        plain = lstm(x, lengths=[5, 0, 2])[0]
+        with torch.autocast(device().type, dtype=torch.bfloat16):
+            again = lstm(x, lengths=[5, 0, 2])[0]
+    assert again.dtype == torch.float32
+    assert torch.equal(plain, again)
+
+
+def test_compiled() -> None:
+    """The whole call in one graph, with gradients."""
+    lstm = fastrnn.LSTM(4, 6, device=device().type)
+    x = torch.randn(3, 2, 4, device=device().type)
+    with device().serving() as name, fastrnn.use_backend(name):
+        compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+        found = []
+        for module in (lstm, compiled):
+            y = module(x)[0]
+            found.append((y.detach(), *torch.autograd.grad(y.sum(), list(lstm.parameters()))))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)

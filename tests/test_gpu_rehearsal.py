@@ -1,0 +1,260 @@
+"""``make gpu`` without a GPU: its programs run, and what they do when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cuda_emulator import runner
+
+from bench.gpu import __main__ as program
+from bench.gpu import building, children, run, store, sync, testing
+from bench.gpu.device import REHEARSAL
+from bench.gpu.part import Part, Report
+
+ROOT = Path(__file__).resolve().parents[1]
+NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
+
+
+def part(tmp_path: Path, seconds: float = 60) -> Part:
+    output, scratch = tmp_path / "output", tmp_path / "scratch"
+    output.mkdir()
+    scratch.mkdir()
+    return Part(output, scratch, seconds)
+
+
+# All of it.
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(runner.compiler() is None, reason="no C++ compiler for the emulator")
+def test_rehearsal(tmp_path: Path) -> None:
+    """Every part on the emulated device, as ``make gpu-rehearse`` does it."""
+    command = [sys.executable, "-m", "bench.gpu", "all", "--rehearse", "--output", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert "0 failures in build, test, sanitize, sync, bench" in result.stdout
+    found = {
+        name: json.loads((tmp_path / f"gpu-{name}.json").read_text()) for name in program.PARTS
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"gpu-{name}.json" for name in program.PARTS
+    )
+    for content in found.values():
+        assert content["failures"] == []
+        assert {"gpu", "driver", "torch", "cudnn", "tf32", "commit", "date"} <= set(
+            content["machine"]
+        )
+    assert found["build"]["environment"]["FASTRNN_CUDA_ARCHS"] == "90a-real"
+    assert found["test"]["complete"]
+    assert found["test"]["counts"]["passed"] == found["test"]["collected"] > 100
+    assert {check["status"] for check in found["sanitize"]["checks"]} == {"ok"}
+    assert set(found["sync"]["rates"]) == set(found["sync"]["assumed"])
+    rows = found["bench"]["cases"]
+    assert {row["regime"] for row in rows} > {""}
+    for row in rows:
+        assert row["wrong"] == ""
+        assert row["step"] > 0
+        assert row["floor"]["least"] > 0
+        assert row["error"]["in_tolerances"] <= 1
+        assert row["error_theirs"]["relative"].keys() == row["error"]["relative"].keys()
+        assert set(row["plan"]) == {"forward", "backward"}
+        assert row["plan"]["forward"]["step"] > 0
+        assert row["kernels"] == []  # a GPU's profiler names them
+        assert (row["timing"] is None) == bool(row["regime"])
+    assert store.merged([tmp_path])["bench"]["cases"] == rows
+    assert store.main([tmp_path]) == 1  # a rehearsal is not stored
+
+
+def test_without_a_gpu_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program.device().cuda, "is_available", lambda: False)
+    assert program.main(["all", "--output", str(tmp_path)]) == 2
+    assert "torch sees no GPU" in capsys.readouterr().err
+
+
+def test_a_part_that_fails_keeps_no_other_from_running(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(part: Part) -> Report:
+        raise RuntimeError("something broke")
+
+    def well(part: Part) -> Report:
+        return Report({"figure": 1, "given": list(part.arguments)}, [], "well")
+
+    monkeypatch.setattr(program, "PARTS", {"build": (broken, 9.0), "bench": (well, 9.0)})
+    monkeypatch.setattr(program.device().cuda, "is_available", lambda: True)
+    monkeypatch.setattr(program, "facts", dict)
+    assert program.main(["all", "--output", str(tmp_path), "--select", "gru,odd"]) == 1
+    assert "something broke" in json.loads((tmp_path / "gpu-build.json").read_text())["failures"][0]
+    content = json.loads((tmp_path / "gpu-bench.json").read_text())
+    assert content["figure"] == 1
+    assert content["given"] == ["gru", "odd"]
+    assert "FAILED: build: Traceback" in capsys.readouterr().out
+
+
+# Children.
+
+
+def child(tmp_path: Path, code: str, **options: Any) -> children.Outcome:
+    return children.run([sys.executable, "-c", code], tmp_path / "log", **options)
+
+
+def test_a_child_that_ends(tmp_path: Path) -> None:
+    well = child(tmp_path, "print('said')", seconds=60)
+    assert well.ok
+    assert well.tail.strip() == "said"
+    failed = child(tmp_path, "raise SystemExit(3)", seconds=60)
+    assert (failed.status, failed.code) == ("failed", 3)
+
+
+def test_a_child_that_does_not_end(tmp_path: Path) -> None:
+    start = time.monotonic()
+    forever = "import time; print('began', flush=True); time.sleep(100)"
+    assert child(tmp_path, forever, seconds=60, idle=1.0).status == "hung"
+    assert child(tmp_path, forever, seconds=1.0).status == "out of time"
+    assert time.monotonic() - start < 30
+
+
+def test_a_child_of_a_child_ends_with_it(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = (
+        "import subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '100'])\n"
+        f"open({str(pid)!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(100)"
+    )
+    assert child(tmp_path, code, seconds=3.0).status == "out of time"
+    state = Path(f"/proc/{pid.read_text()}/stat")
+    deadline = time.monotonic() + 10
+    while state.exists() and ") Z " not in state.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not state.exists() or ") Z " in state.read_text()
+
+
+# Tests that hang, crash, break the device.
+
+TROUBLE = """
+import os, time, pytest
+def test_first(): pass
+@pytest.mark.parametrize("regime", ["None", "grid-4"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_regime(number, regime):
+    if regime == "grid-4": os._exit(86)
+def test_wrong(): assert 1 == 2
+def test_skipped(): pytest.skip("no such device")
+def test_hangs(): time.sleep(100)
+def test_last(): pass
+"""
+
+
+@pytest.mark.slow
+def test_every_test_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    shutil.copy(ROOT / "tests" / "gpu" / "conftest.py", folder)
+    (folder / "test_trouble.py").write_text(TROUBLE)
+    monkeypatch.setattr(testing, "FOLDER", folder)
+    monkeypatch.setattr(testing, "FILES", ("test_trouble.py",))
+    monkeypatch.setattr(testing, "IDLE_SECONDS", 25)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    monkeypatch.setenv(REHEARSAL, "1")
+    given = part(tmp_path, 300)
+    given.arguments = ["--rootdir", str(folder), "-c", os.devnull]
+    report = testing.run(given)
+    assert report.content["counts"] == {"passed": 5, "failed": 4, "skipped": 1}
+    assert report.content["collected"] == 11
+    assert [restart["status"] for restart in report.content["restarts"]] == [
+        "failed",
+        "failed",
+        "hung",
+    ]
+    assert report.content["given_up"] == ["grid-4"]  # after two of three
+    assert "the tests of the regime grid-4 were given up" in report.failures
+    names = {name.partition("::")[2] for name in report.content["failed"]}
+    assert names == {
+        "test_wrong",
+        "test_hangs",
+        "test_regime[1-grid-4]",
+        "test_regime[2-grid-4]",
+    }
+    assert len(report.failures) == 5
+    assert report.content["skipped"] == {"Skipped: no such device": 1}
+    assert list(given.output.iterdir()) == []
+
+
+def test_no_test_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testing, "FILES", ("no_such_file.py",))
+    report = testing.run(part(tmp_path))
+    assert report.failures
+
+
+# A benchmark that hangs.
+
+
+def test_a_case_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process said of the cases before it counts, and the others follow."""
+    row = {"timing": None, "wrong": "", "part": "gru", "step": 1e-6}
+
+    def fake(command: list[str], log: Path, *, seconds: float, **options: Any) -> children.Outcome:
+        record = Path(command[3])
+        known = [event.get("name") for event in testing.read(record)]
+        with record.open("a") as file:
+            if "--kernels" in command:
+                file.write(json.dumps({"kernels_of": "c", "kernels": [1]}) + "\n")
+                return children.Outcome("ok", 0, 1.0, "")
+            for name in ("a", "b", "c"):
+                if name in known:
+                    continue
+                file.write(json.dumps({"running": name}) + "\n")
+                if name == "b":
+                    return children.Outcome("hung", -9, 1.0, "stuck")
+                file.write(json.dumps(row | {"name": name}) + "\n")
+        return children.Outcome("ok", 0, 1.0, "")
+
+    monkeypatch.setattr(children, "run", fake)
+    report = run.run(part(tmp_path))
+    assert [case["name"] for case in report.content["cases"]] == ["a", "b", "c"]
+    assert report.content["cases"][2]["kernels"] == [1]
+    assert report.content["restarts"] == [{"status": "hung", "code": -9, "case": "b"}]
+    assert report.failures[0] == "b: hung: stuck"
+    assert report.failures[1].startswith("nothing was timed")
+
+
+# The micro-benchmark.
+
+
+def test_figures_of_a_program_that_died() -> None:
+    text = "figure flag_hop 6.5e-07\nnoise\nerror cluster_barrier_16 not supported\nfigure l2_one"
+    figures, errors = sync.read(text.replace("figure l2_one", "figure l2_one 4.5e10"))
+    assert figures == {"flag_hop": 6.5e-7, "l2_one": 4.5e10}
+    assert errors == ["cluster_barrier_16: not supported"]
+
+
+def test_rates_are_those_of_the_planner() -> None:
+    assert set(sync.assumed()) >= {"kLaunch", "kCluster", "kFlag", "kShared", "kFromL2", "kL2"}
+    assert sync.assumed("struct Other {};") == {}
+    figures = {"value_hop": 7e-7, "shared": 2e11, "block_barrier": 1e-8}
+    assert sync.rates(figures) == {"kFlag": 7e-7, "kShared": 2e11, "kBlock": 2e-8}
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+@pytest.mark.parametrize("arch", ["90a", pytest.param("80", marks=pytest.mark.slow)])
+def test_the_micro_benchmark_compiles(arch: str, tmp_path: Path) -> None:
+    target = tmp_path / "sync.so"
+    command = building.shared_library(sync.SOURCE, target, f"{arch}-real")
+    command += ["-Werror", "all-warnings"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert target.stat().st_size > 0

@@ -1,0 +1,329 @@
+"""The table of GPU cases, and what is said of stored results: nothing here needs a GPU."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cuda_emulator import runner
+
+from bench.cases import INFERENCE, MODES, TRAINING
+from bench.gpu import kernels, measure, report, run, store
+from bench.gpu.cases import BFLOAT16, CASES, DTYPES, PARTS, STEP_GOALS, TF32, GpuCase, rehearsal
+from bench.gpu.device import Device
+from bench.gpu.rehearsal import Cuda
+from bench.gpu.workload import GpuWorkload, refuse
+from bench.timing import Timing
+from bench.workload import WrongNumbers
+from fastrnn import backends
+from fastrnn.backends.cuda import CudaBackend
+from fastrnn.cells import CELLS
+
+# The table.
+
+
+def test_table_is_well_formed() -> None:
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= 58  # the width of the printed column
+    for case in CASES:
+        assert CELLS[case.cell].torch_name
+        assert case.dtype_name in DTYPES
+        assert case.mode in MODES
+        assert case.tf32 == (case.dtype_name == TF32)
+    assert set(STEP_GOALS) <= set(names)
+    small = rehearsal()
+    assert len({case.name for case in small}) == len(small)
+    assert {case.part for case in small} > {"gru", "regimes", "ragged", "headline"}
+
+
+def test_table_has_what_was_asked_for() -> None:
+    def some(**wanted: Any) -> bool:
+        return any(
+            all(getattr(case, name) == value for name, value in wanted.items()) and not case.regime
+            for case in CASES
+        )
+
+    for cell, dtype, hidden, mode in itertools.product(
+        ("gru", "lstm", "rnn_tanh"), ("float16", BFLOAT16, TF32), (256, 512, 768, 1024), MODES
+    ):
+        assert some(cell=cell, dtype_name=dtype, hidden_size=hidden, mode=mode)
+    for batch in (1, 4, 8, 16, 20, 32, 64, 512, 2048):
+        assert some(batch=batch)
+    for cell in ("gru", "lstm"):
+        assert some(cell=cell, layers=2, bidirectional=True, hidden_size=512)
+        assert some(cell=cell, steps=1024)
+        assert some(cell=cell, dtype_name="float32")
+        for ragged in ("packed", "lengths"):
+            assert some(cell=cell, ragged=ragged, steps=200)
+        for hidden in (200, 300, 650):
+            assert some(cell=cell, hidden_size=hidden)
+    assert some(hidden_size=64, batch=1, steps=16)
+    assert {case.regime for case in CASES} >= {"stepwise", "processor", "cluster", "grid-8"}
+
+
+@pytest.mark.parametrize(
+    ("case", "goal"),
+    [
+        (GpuCase("gru", INFERENCE, 100, 32, 512, 512, dtype=torch.float16), 2.5),
+        (GpuCase("gru", TRAINING, 100, 32, 512, 512, tf32=True), 2.0),
+        (GpuCase("lstm", INFERENCE, 100, 32, 512, 512, dtype=torch.bfloat16), 2.0),
+        (GpuCase("lstm", TRAINING, 100, 32, 512, 512, tf32=True), 1.8),
+        (GpuCase("lstm", INFERENCE, 100, 32, 512, 512, dtype=torch.float16), 1.0),
+        (GpuCase("lstm", TRAINING, 100, 32, 512, 512), 1.0),
+        (GpuCase("gru", TRAINING, 50, 512, 512, 512, dtype=torch.bfloat16), 1.0),
+        (GpuCase("lstm", INFERENCE, 200, 32, 256, 256, ragged="packed"), 5.0),
+        (GpuCase("lstm", INFERENCE, 100, 20, 300, 300, part="odd"), 2.0),
+    ],
+)
+def test_goals(case: GpuCase, goal: float) -> None:
+    assert case.goal == goal
+
+
+def test_parts_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "listed", lambda: CASES)
+    assert measure.chosen([]) == list(CASES)
+    assert {case.part for case in measure.chosen(["gru", "odd"])} == {"gru", "odd"}
+    assert all("H650" in case.name for case in measure.chosen(["H650"]))
+    assert measure.chosen(["H650"])
+
+
+# The gate.
+
+
+def test_gate_knows_the_arithmetic() -> None:
+    """What 16 bits store is computed in float32; TF32 has the roundings of float16."""
+    sizes = (INFERENCE, 6, 3, 5, 7)
+    bounds = {}
+    for name, options in {
+        "float32": {},
+        "tf32": {"tf32": True},
+        "bfloat16": {"dtype": torch.bfloat16},
+    }.items():
+        work = GpuWorkload.__new__(GpuWorkload)
+        work.case = GpuCase("lstm", *sizes, **options)
+        work.rows = 18
+        off = torch.full((2,), 1e-3, dtype=torch.float64)
+        bounds[name] = work.error("output", off, torch.zeros(2, dtype=torch.float64))
+    assert bounds["float32"] > 100
+    assert 0.01 < bounds["tf32"] < 1
+    assert bounds["bfloat16"] < bounds["tf32"]
+
+
+def test_gate_refuses() -> None:
+    with pytest.raises(WrongNumbers, match=r"c_n: off by 2 times the tolerance"):
+        refuse({"worst": "c_n", "in_tolerances": 2.0})
+    with pytest.raises(WrongNumbers):
+        refuse({"worst": "c_n", "in_tolerances": math.nan})
+    refuse({"worst": "c_n", "in_tolerances": 0.5})
+
+
+# The profiler.
+
+
+def test_kernels_of_a_trace() -> None:
+    ours = (
+        "void fastrnn::cuda::run_sequence<fastrnn::cuda::BackwardPass<fastrnn::cuda::Gru, "
+        "fastrnn::cuda::MatrixMath<fastrnn::cuda::Half>, false>, fastrnn::cuda::TileShape<X, 2>, "
+        "fastrnn::cuda::ClusterExchange>(Args)"
+    )
+    details = {"grid": [8, 2, 1], "block": [256, 1, 1], "registers per thread": 128}
+    trace = {
+        "traceEvents": [
+            {"cat": "kernel", "name": ours, "dur": 5, "args": details},
+            {"cat": "kernel", "name": "cudnn::gemm", "dur": 2},
+            {"cat": "kernel", "name": "cudnn::gemm", "dur": 7},
+            {"cat": "cpu_op", "name": "aten::mm", "dur": 99},
+        ]
+    }
+    first, second = kernels.of_trace(trace)
+    assert (first["name"], first["count"], first["microseconds"]) == ("cudnn::gemm", 2, 9)
+    assert (second["role"], second["grid"]) == ("backward through ClusterExchange", [8, 2, 1])
+    assert first["role"] == ""
+
+
+# What is said.
+
+MACHINE = {
+    "gpu": "Some GPU",
+    "processors": 132,
+    "driver": "580.1",
+    "cuda": "13.0",
+    "cudnn": 91300,
+    "torch": "2.11.0",
+    "fastrnn": "0.1.0",
+    "commit": "abc",
+    "date": "2026-01-02T03:04:05+00:00",
+    "rehearsed": False,
+}
+
+
+def row(case: GpuCase, ratio: float) -> dict[str, Any]:
+    timing = asdict(Timing(1e-3, ratio * 1e-3, ratio, 0.25, 9, 1))
+    relative = {"output": 1e-3, "h_n": 1e-3, "c_n": 2e-3}
+    return {
+        **asdict(case),
+        "name": case.name,
+        "dtype": case.dtype_name,
+        "goal": case.goal,
+        "ours": True,
+        "wrong": "",
+        "timing": timing,
+        "step": 1e-6,
+        "step_theirs": ratio * 1e-6,
+        "host": 2e-5,
+        "host_theirs": 1e-5,
+        "floor": {"least": 5e-4},
+        "error": {"relative": relative},
+        "error_theirs": {"relative": {name: 2 * value for name, value in relative.items()}},
+    }
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A folder as the parts of ``make gpu`` leave it."""
+    by_name = {case.name: case for case in CASES}
+    lstm, gru = (
+        by_name[f"{cell}-inference-T1024-B16-I768-H768-bfloat16"] for cell in ("lstm", "gru")
+    )
+    rows = [
+        row(lstm, 1.5),
+        row(gru, 4.0),
+        {"name": "x", "part": "gru", "timing": None, "wrong": "!"},
+    ]
+    parts = {
+        "bench": {"cases": rows, "missed": run.missed(rows)},
+        "test": {"counts": {"passed": 7, "failed": 1}},
+        "sanitize": {"checks": [{"status": "ok"}, {"status": "hung"}]},
+    }
+    for name, content in parts.items():
+        text = json.dumps({"machine": MACHINE, **content})
+        (tmp_path / f"gpu-{name}.json").write_text(text)
+    return tmp_path
+
+
+def test_goals_that_are_missed() -> None:
+    by_name = {case.name: case for case in CASES}
+    lstm = row(by_name["lstm-inference-T1024-B16-I768-H768-bfloat16"], 1.5) | {"step": 2e-6}
+    host = row(by_name["gru-inference-T16-B1-I64-H64-bfloat16"], 4.0)
+    assert run.missed([lstm, host]) == [
+        f"{lstm['name']}: 1.50 times as fast, wanted 2.0",
+        f"{lstm['name']}: 2.00 us per step, wanted 1.9",
+        f"{host['name']}: 20.0 us of the host per call, torch.nn 10.0",
+    ]
+    assert run.missed([row(by_name[lstm["name"]], 2.5)]) == []
+
+
+def test_nothing_is_said_of_no_results(tmp_path: Path) -> None:
+    assert report.section(tmp_path) == report.NOTHING
+    assert store.merged([tmp_path]) == {}
+
+
+def test_section(stored: Path) -> None:
+    content = store.merged([stored])
+    (stored / store.NAME).write_text(json.dumps(content))
+    found = report.section(stored)
+    said, summary, cases, errors = found.split("\n\n")
+    assert said.startswith("Some GPU (132 multiprocessors), driver 580.1, CUDA 13.0, cuDNN 91300")
+    assert "Tests: 1 failed, 7 passed." in said
+    assert "compute-sanitizer: 1 of 2 checks without error." in said
+    assert "3 cases, 1 goals missed; 1 were not timed" in said
+    lstm = "lstm-inference-T1024-B16-I768-H768-bfloat16"
+    assert f"| lstm | bfloat16 | inference | 1 | 1.50 | 1.50 | `{lstm}` |" in summary
+    assert f"| `{lstm}` | 1.50 | 1.00 | 1.50 ± 0.25 | 2.0 | 10 | 20 |" in cases
+    assert f"| `{lstm}` | 0.002 | 0.001 | 0.004 | 0.002 |" in errors
+
+
+def test_plot(stored: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report.draw(stored / report.PLOT, store.merged([stored]))
+    assert (stored / report.PLOT).stat().st_size > 1000
+    (stored / store.NAME).write_text(json.dumps(store.merged([stored])))
+    assert f"{stored.name}/{report.PLOT})" in report.section(stored)
+
+
+def test_cases_of_several_runs_add_up(stored: Path, tmp_path: Path) -> None:
+    """Of one machine and commit; those of another begin anew."""
+    later = tmp_path / "later"
+    later.mkdir()
+    name = "gru-inference-T1024-B16-I768-H768-bfloat16"
+    again = row(next(case for case in CASES if case.name == name), 2.0)
+    content = {"machine": MACHINE, "cases": [again], "missed": run.missed([again])}
+    (later / "gpu-bench.json").write_text(json.dumps(content))
+    found = store.merged([stored, later])
+    assert [case["name"] for case in found["bench"]["cases"]].count(name) == 1
+    ratios = {
+        case["name"]: case["timing"] and case["timing"]["ratio"] for case in found["bench"]["cases"]
+    }
+    assert ratios[name] == 2.0
+    assert len(ratios) == 3
+    assert len(found["bench"]["missed"]) == 2
+    content["machine"] = MACHINE | {"commit": "def"}
+    (later / "gpu-bench.json").write_text(json.dumps(content))
+    assert len(store.merged([stored, later])["bench"]["cases"]) == 1
+
+
+def test_storing(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    results = tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setattr(store, "README", page)
+    monkeypatch.setattr(store, "RESULTS", results)
+    assert store.main([stored]) == 0
+    assert "Some GPU" in page.read_text()
+    assert "old" not in page.read_text()
+    assert store.main([tmp_path / "nothing"]) == 0  # what is stored stays
+    monkeypatch.setattr(store, "RESULTS", tmp_path / "other")
+    assert store.main([tmp_path / "nothing"]) == 1
+
+
+# The planner's prediction.
+
+
+@pytest.mark.skipif(runner.compiler() is None, reason="no C++ compiler for the emulator")
+def test_predictions_are_the_planners(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda_emulated import EmulatedBackend
+
+    from bench.gpu import plans
+    from bench.gpu.rehearsal import Rehearsal
+
+    monkeypatch.setattr(plans, "device", Rehearsal)
+    case = next(case for case in CASES if case.name in STEP_GOALS)
+    found = plans.predicted(case, EmulatedBackend(), 132)
+    assert found["forward"]["regime"] == found["backward"]["regime"] == "grid"
+    assert 0 < found["forward"]["step"] < found["backward"]["step"] < 1e-5
+    small = next(case for case in CASES if case.regime == "stepwise")
+    assert plans.predicted(small, EmulatedBackend(), 132)["forward"]["regime"] == "stepwise"
+    assert set(PARTS) == {case.part for case in CASES}
+
+
+# The device.
+
+
+def test_regimes_by_force() -> None:
+    """What insists on a regime on a GPU; without one, or without room, nobody is asked."""
+    device = Device()
+    assert (device.type, device.fit(3, 4), device.some([1, 2, 3], 1)) == ("cuda", 3, [1, 2, 3])
+    before = list(backends.backends())
+    with device.serving() as name:
+        assert name == "cuda"
+    for regime, choice in {"stepwise": (0, -1, -1), "grid-4": (3, 4, -1)}.items():
+        with device.serving(regime) as name:
+            forced = backends.get(name)
+            assert isinstance(forced, CudaBackend)
+            assert forced.choice == choice
+            assert forced.device_type == "cuda"
+    assert list(backends.backends()) == before
+
+
+def test_stand_ins_are_named_as_torch_has_them() -> None:
+    """A rehearsal reaches nothing that a GPU would not have."""
+    names = {name for name in dir(Cuda()) if not name.startswith("_")}
+    assert {name for name in names if not hasattr(torch.cuda, name)} == set()
