@@ -253,7 +253,7 @@ class Workload:
                 f"{name}: expected {self.case.dtype} {tuple(expected.shape)}, "
                 f"got {got.dtype} {tuple(got.shape)}"
             )
-        tolerance, error_in_tolerances = _shared_rule()
+        tolerance, error_in_tolerances = shared_rule()
         bounds = tolerance(self.case.dtype, **self._tolerance_arguments(name))
         error = error_in_tolerances(got, expected, **bounds)
         if not error <= 1:
@@ -294,7 +294,7 @@ class Workload:
 NAMES = ("output", "h_n", "c_n")
 
 
-def _shared_rule() -> tuple[Callable[..., dict[str, float]], Callable[..., float]]:
+def shared_rule() -> tuple[Callable[..., dict[str, float]], Callable[..., float]]:
     """The tests' rule of tolerances: what is timed is as right as what is tested."""
     if str(TESTS) not in sys.path:
         sys.path.append(str(TESTS))
