@@ -163,8 +163,9 @@ class Runs:
         tolerance, error_in_tolerances = shared_rule()
         model = self.models[library]
         rows = model.steps * model.batch if gradients else 1
-        # A gradient of a gate sums over all gates of both directions.
-        bounds = tolerance(torch.float32, model.steps, fan_in=8 * model.units, rows=rows)
+        # A gradient sums over the gates of both directions, an output over their units.
+        fan_in = (8 if gradients else 2) * model.units
+        bounds = tolerance(torch.float32, model.steps, fan_in, rows=rows)
         for got, exactly in zip(_list(call()), _list(expected), strict=True):
             error = error_in_tolerances(got, exactly, **bounds)
             if not error <= 1:
@@ -192,6 +193,7 @@ def measure(name: str, mode: str, seconds: float) -> Iterator[Row]:
                 start = time.perf_counter()
                 call()
                 first = time.perf_counter() - start
+                graphs = int(counters["stats"]["unique_graphs"])
                 with torch.inference_mode(False):
                     runs.check(library, call)
                 timing: Timing = compare(call, base, seconds)
@@ -204,7 +206,7 @@ def measure(name: str, mode: str, seconds: float) -> Iterator[Row]:
                     timing.ratio,
                     timing.spread,
                     first if compiled else 0.0,
-                    int(counters["stats"]["unique_graphs"]),
+                    graphs,
                 )
 
 
