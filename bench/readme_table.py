@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import plots
+from . import plots, whole_model
 from .contention import TARGETS
 from .onnx_peer import NAME as ONNX
 from .report import machine_line
@@ -22,6 +22,7 @@ from .workload import IMPLEMENTATIONS
 README = Path(__file__).resolve().parent.parent / "README.md"
 #: Results that the page shows, in this order; those that are not stored are left out.
 SHOWN = ("2-threads.json", "1-threads.json")
+WHOLE_MODELS = whole_model.RESULTS.name
 PLOT = "overview.png"
 BEGIN = "<!-- performance: written by python -m bench.readme_table -->"
 END = "<!-- end of performance -->"
@@ -136,6 +137,29 @@ def part(content: Mapping[str, Any]) -> str:
     return "\n\n".join((*paragraphs, busy) if busy else paragraphs)
 
 
+def whole_models(content: Mapping[str, Any]) -> str:
+    """What the page says of whole models, as they are and compiled."""
+    facts = content["machine"]
+    rows = [
+        [
+            row["model"],
+            row["mode"],
+            row["library"],
+            str(row["graphs"]) if row["compiled"] else "",
+            f"{row['compile_seconds']:.2g}" if row["compiled"] else "",
+            f"{row['seconds'] * 1e3:.4g}",
+            f"{row['ratio']:.2f} ± {row['spread']:.2f}",
+        ]
+        for row in content["rows"]
+    ]
+    header = ("model", "mode", "library", "graphs", "first call, s", "ms", "ratio")
+    said = (
+        f"{machine_line(facts)}. Where there are graphs the model is compiled; the ratio is the "
+        "time of the model on torch.nn, not compiled, by that of the row."
+    )
+    return "\n\n".join(("### Whole models", said, table(header, rows, words=(0, 1, 2))))
+
+
 def stored(results: Path) -> list[dict[str, Any]]:
     paths = [results / name for name in SHOWN]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
@@ -147,6 +171,9 @@ def section(results: Path = RESULTS) -> str:
     if parts and (results / PLOT).exists():
         where = f"{results.parent.name}/{results.name}/{PLOT}"
         parts.insert(0, f"![Times as fast as the best of the others, by cell and mode]({where})")
+    models = results / WHOLE_MODELS
+    if models.exists():
+        parts.append(whole_models(json.loads(models.read_text(encoding="utf-8"))))
     return "\n\n".join(parts) or NOTHING
 
 

@@ -264,7 +264,7 @@ class Workload:
 
     def error(self, name: str, got: Tensor, expected: Tensor) -> float:
         """Of the result of that name, as a multiple of its tolerance."""
-        tolerance, error_in_tolerances = _shared_rule()
+        tolerance, error_in_tolerances = shared_rule()
         bounds = tolerance(self._rounded, **self._tolerance_arguments(name))
         return error_in_tolerances(got, expected, **bounds)
 
@@ -307,7 +307,7 @@ class Workload:
 NAMES = ("output", "h_n", "c_n")
 
 
-def _shared_rule() -> tuple[Callable[..., dict[str, float]], Callable[..., float]]:
+def shared_rule() -> tuple[Callable[..., dict[str, float]], Callable[..., float]]:
     """The tests' rule of tolerances: what is timed is as right as what is tested."""
     if str(TESTS) not in sys.path:
         sys.path.append(str(TESTS))

@@ -57,6 +57,13 @@ def test_torchs_operator(kind: str, strict: bool) -> None:
     assert_same(flat(program.module()(x)), flat(theirs(x)))
 
 
+def test_torchs_operator_fixes_the_number_of_steps() -> None:
+    with pytest.raises(torch._dynamo.exc.UserError, match="specialized it to be a constant"):
+        torch.export.export(
+            fastrnn.GRU(3, 4), (example("GRU"),), dynamic_shapes=({0: Dim("steps", min=2)},)
+        )
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
 def test_our_operator(kind: str, strict: bool) -> None:
