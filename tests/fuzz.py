@@ -117,12 +117,14 @@ class Call:
         )[0]
         if mode == "autocast":
             dtype = torch.float32
-        if dtype.is_complex:  # torch has no relu for these, no dropout, no gradients of no rows
+        input_size = rng.choice([0] * cell + [1, 2, 3, 4, 5, 8, 9, 16, 31])
+        if dtype.is_complex:  # torch has no relu for these, no dropout, no gradients of nothing
             options = {k: v for k, v in options.items() if k not in ("nonlinearity", "dropout")}
             batch = 2 if batch == 0 else batch
+            input_size, hidden_size = max(input_size, 1), max(hidden_size, 1)
         return Call(
             kind=kind,
-            input_size=rng.choice([0] * cell + [1, 2, 3, 4, 5, 8, 9, 16, 31]),
+            input_size=input_size,
             hidden_size=hidden_size,
             options=tuple(options.items()),
             dtype=dtype,
