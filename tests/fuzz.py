@@ -117,12 +117,17 @@ class Call:
         )[0]
         if mode == "autocast":
             dtype = torch.float32
-        if dtype.is_complex:  # torch has no relu for these, no dropout, no gradients of no rows
+        if dtype not in (torch.float32, torch.float64) or mode == "autocast":
+            if options.get("nonlinearity") == "relu":  # biases keep it from its kinks, see _prepare
+                options.pop("bias", None)
+        input_size = rng.choice([0] * cell + [1, 2, 3, 4, 5, 8, 9, 16, 31])
+        if dtype.is_complex:  # torch has no relu for these, no dropout, no gradients of nothing
             options = {k: v for k, v in options.items() if k not in ("nonlinearity", "dropout")}
             batch = 2 if batch == 0 else batch
+            input_size, hidden_size = max(input_size, 1), max(hidden_size, 1)
         return Call(
             kind=kind,
-            input_size=rng.choice([0] * cell + [1, 2, 3, 4, 5, 8, 9, 16, 31]),
+            input_size=input_size,
             hidden_size=hidden_size,
             options=tuple(options.items()),
             dtype=dtype,
@@ -166,13 +171,12 @@ class Call:
                 fan_in, directions * GATES[self.kind.removesuffix("Cell")] * self.hidden_size
             )
         dtype = torch.bfloat16 if self.mode == "autocast" else self.dtype
-        sums_rows = name.startswith("grad") and ("weight" in name or "bias" in name)
-        return tolerance(
-            ROUNDING.get(dtype, dtype),
-            self.steps * layers,
-            fan_in,
-            rows=max(self.rows, 1) if sums_rows else 1,
-        )
+        terms = 1  # of the sum that the gradient of a weight is, and that of what is expanded
+        if name.startswith("grad"):
+            layout = self.layout if name == "grad input" else self.hx_layout
+            if "weight" in name or "bias" in name or layout == "expanded":
+                terms = max(self.rows, directions * layers)
+        return tolerance(ROUNDING.get(dtype, dtype), self.steps * layers, fan_in, rows=terms)
 
 
 @dataclass
@@ -356,7 +360,8 @@ def _backward(call: Call, outputs: list[Tensor]) -> None:
             product = output * weights
             terms.append((torch.view_as_real(product) if output.is_complex() else product).sum())
     loss: Any = sum(term.float() if call.mode == "autocast" else term for term in terms)
-    if call.mode == "backward twice":
+    if call.mode == "backward twice":  # which adds up to the gradient of the loss
+        loss = loss / 2
         loss.backward(retain_graph=True)
     loss.backward()
 
