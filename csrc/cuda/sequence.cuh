@@ -32,18 +32,18 @@ struct TileShape {
 
 // The product of a group's weights with a tile's states over bricks [begin, end). The weights of
 // the first bricks are fetched in prepare(), for the time in which states are still on their way.
-// If these are all that the warp has, they stay in registers for as long as it is asked for the
-// same.
+// kHeld: if these are all that the warp has, they stay in registers for as long as it is asked for
+// the same.
 //
 // kAhead: bricks of which loads are under way together, as far as registers go.
-template <class Math, int kHalves, int kTiles, int kAhead, bool kShared>
+template <class Math, int kHalves, int kTiles, int kAhead, bool kHeld, bool kShared>
 class Multiplication {
   using Result = Sums<Math, kHalves, kTiles>;
 
  public:
   // weights: from brick `begin` on.
   FASTRNN_DEVICE void prepare(const Vector16* weights, int begin, int end) {
-    if (weights == weights_ && end - begin <= kAhead) return;
+    if (kHeld && weights == weights_ && end - begin <= kAhead) return;
     weights_ = weights, begin_ = begin, end_ = end;
     fetch(begin);
   }
@@ -120,7 +120,6 @@ class Sequence {
       if constexpr (Pass::kStages == 1) {
         stage<typename Pass::First, 0>(s, only);
       } else {
-        // Two stages would need twice the registers.
         if (work.first_stage == 0) stage<typename Pass::First, 0>(s);
         if (work.end_stage == 2) stage<typename Pass::Second, 1>(s);
       }
@@ -187,10 +186,12 @@ class Sequence {
   }
 
   template <class Stage>
-  using ProductOf = Multiplication<Math, Stage::kIn * Shape::kBlocks, Shape::kTiles,
-                                   bricks_ahead(Math::kMatrix, Shape::kWide,
-                                                Stage::kIn* Shape::kBlocks, Pass::kStages),
-                                   Exchanging::kShared>;
+  static constexpr int kAhead =
+      bricks_ahead(Math::kMatrix, Shape::kWide, Stage::kIn* Shape::kBlocks, Pass::kStages);
+  // Weights of two stages would need twice the registers.
+  template <class Stage>
+  using ProductOf = Multiplication<Math, Stage::kIn * Shape::kBlocks, Shape::kTiles, kAhead<Stage>,
+                                   Pass::kStages == 1, Exchanging::kShared>;
 
   template <class Stage, int kStage>
   FASTRNN_DEVICE void stage(int64_t s) {

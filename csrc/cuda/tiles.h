@@ -29,7 +29,7 @@ FASTRNN_FN constexpr int most_unit_blocks(int number_bytes) { return number_byte
 // Bricks of which a warp has loads under way together, as far as registers go: `halves` half-tiles
 // of 8 weight rows.
 FASTRNN_FN constexpr int bricks_ahead(bool matrix, bool wide, int halves, int stages) {
-  if (!matrix && stages == 2) return halves <= 2 ? 2 : 1;
+  if (!matrix && stages == 2) return 1;
   if (!matrix) return halves <= 2 ? 4 : halves <= 4 ? 2 : 1;
   if (wide) return halves <= 4 ? 2 : 1;
   return halves <= 4 ? 4 : stages == 1 ? 2 : 1;
