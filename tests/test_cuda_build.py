@@ -174,7 +174,7 @@ def test_what_is_shipped(tmp_path: Path) -> None:
     commands = configure(tmp_path, "-DFASTRNN_CUDA_DEBUG=ON")
     assert len(commands) == len(MATHS) + 1
     for command in commands:
-        code = set(re.findall(r"code=\[?([\w,]+)", command))
+        code = set(re.findall(r",code=\[?([\w,]+)", command))
         assert code == {
             *(f"sm_{arch}" for arch in ("80", "86", "89", "90a", "100", "120")),
             "compute_90",
