@@ -171,8 +171,9 @@ def train(
         The loss of each step.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    # The schedule divides by the steps of its warm-up but one: fewer than 20 do not come to an end.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+        optimizer, learning_rate, total_steps=max(steps, 20), pct_start=0.1, cycle_momentum=False
     )
     losses: list[float] = []
     model.train()
