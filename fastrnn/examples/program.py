@@ -9,15 +9,18 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.data import DataLoader, Dataset
 
 import fastrnn
+
+from ..nn import LengthBuckets
 
 BACKENDS = ("auto", "cpu", "numba", "reference", "torch")
 #: Packages that the programs need and the library does not.
@@ -146,9 +149,21 @@ def size_of(model: nn.Module) -> int:
 # Training.
 
 
+def batches_by_length(
+    dataset: Sequence[Any],
+    lengths: Sequence[int],
+    batch_size: int,
+    generator: torch.Generator,
+    collate: Callable[[Any], Any],
+) -> DataLoader[Any]:
+    """Batches of items of like length, in another order in each epoch."""
+    buckets = LengthBuckets(lengths, batch_size, generator)
+    return DataLoader(cast(Dataset[Any], dataset), batch_sampler=buckets, collate_fn=collate)
+
+
 def train(
     model: nn.Module,
-    batches: Collection[Any],
+    batches: Iterable[Any],
     loss_of: Callable[[Any], Tensor],
     *,
     steps: int,

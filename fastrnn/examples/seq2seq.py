@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from ..nn import LengthBuckets, SymbolTable
+from ..nn import SymbolTable
 from .encoder_decoder import NO_ATTENTION, SCORES, SPECIALS, EncoderDecoder, collate
 from .pairs import Pair, error_rates, make_pairs
 from .program import (
+    batches_by_length,
     common_parser,
     execute,
     library,
@@ -212,18 +212,20 @@ def run(options: argparse.Namespace) -> list[str]:
     for score in options.scores:
         torch.manual_seed(options.seed)
         generator = torch.Generator().manual_seed(options.seed)
-        buckets = LengthBuckets([len(s) for s, _ in encoded], options.batch, generator)
+        batches = batches_by_length(
+            encoded, [len(s) for s, _ in encoded], options.batch, generator, collate
+        )
         model = models[score] = build(score, config, options.backend)
         losses = train(
             model,
-            DataLoader(encoded, batch_sampler=buckets, collate_fn=collate),  # type: ignore[arg-type]
+            batches,
             model.loss,
-            steps=options.epochs * len(buckets),
+            steps=options.epochs * len(batches),
             learning_rate=options.rate,
             label=f"attention: {score}",
         )
         scores = evaluate(model, tables, pairs.test, options.beam, limit)
-        loss = sum(losses[-len(buckets) :]) / len(buckets)
+        loss = sum(losses[-len(batches) :]) / len(batches)
         rows.append(
             {"score": score, "size": size_of(model), "last_epoch_loss": round(loss, 4), **scores}
         )

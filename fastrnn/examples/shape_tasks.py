@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from ..nn import LengthBuckets, NGramModel, SymbolTable, pad
+from ..nn import NGramModel, SymbolTable, pad
 from . import encoder_decoder
 from .encoder_decoder import EncoderDecoder
 from .names import BEGIN, END, PAD, WAVES, Names, majority, make_signals
 from .pairs import error_rates, generated_dates
-from .program import last_hidden, run_layers, train
+from .program import batches_by_length, last_hidden, run_layers, train
 
 EMBEDDING = 32
 IGNORED = -100
@@ -108,7 +108,7 @@ def one_to_one(task: Task) -> Outcome:
     batches = DataLoader(TensorDataset(pairs), 256, shuffle=True, generator=generator)
     train(
         model,
-        batches,  # type: ignore[arg-type]
+        batches,
         lambda batch: cross_entropy(model(batch[0][:, 0]), batch[0][:, 1]),
         steps=task.epochs * len(batches),
         learning_rate=1e-2,
@@ -247,9 +247,9 @@ def name_batches(
     names: Names,
     generator: torch.Generator,
     collate: Callable[[Sequence[tuple[str, int]]], tuple[Tensor, ...]],
-) -> Any:
-    buckets = LengthBuckets([len(name) for name, _ in names.training], 64, generator)
-    return DataLoader(names.training, batch_sampler=buckets, collate_fn=collate)  # type: ignore[arg-type]
+) -> DataLoader[Any]:
+    lengths = [len(name) for name, _ in names.training]
+    return batches_by_length(names.training, lengths, 64, generator, collate)
 
 
 def many_to_one(task: Task) -> Outcome:
@@ -332,7 +332,7 @@ def many_to_many_aligned(task: Task) -> Outcome:
 
         train(
             model,
-            batches,  # type: ignore[arg-type]
+            batches,
             loss,
             steps=task.epochs * len(batches),
             learning_rate=1e-2,
@@ -370,18 +370,16 @@ def many_to_many_unaligned(task: Task) -> Outcome:
         SymbolTable.of((p[side] for p in training), encoder_decoder.SPECIALS) for side in (0, 1)
     ]
     encoded = [(tables[0].encode(s), tables[1].encode(t)) for s, t in training]
-    buckets = LengthBuckets([len(source) for source, _ in encoded], 64, generator)
+    batches = batches_by_length(
+        encoded, [len(source) for source, _ in encoded], 64, generator, encoder_decoder.collate
+    )
     arguments = (len(tables[0]), len(tables[1]), 2 * task.hidden)
     model = date_translator(task.library, *arguments)
     train(
         model,
-        DataLoader(
-            encoded,
-            batch_sampler=buckets,
-            collate_fn=encoder_decoder.collate,  # type: ignore[arg-type]
-        ),
+        batches,
         model.loss,
-        steps=task.epochs * len(buckets),
+        steps=task.epochs * len(batches),
         learning_rate=5e-3,
         label="many to many, unaligned",
     )

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
-from torch.utils.data import DataLoader
 
-from ..nn import LengthBuckets, SymbolTable, pad
+from ..nn import SymbolTable, pad
 from .program import (
+    batches_by_length,
     common_parser,
     execute,
     library,
@@ -167,7 +167,8 @@ class RNNTagger(nn.Module):
     def forward(self, words: Tensor, endings: Tensor, lengths: Tensor) -> Tensor:
         embedded = self.dropout(torch.cat([self.words(words), self.endings(endings)], dim=-1))
         output, _ = run_layers(self.rnn, embedded, lengths)
-        return self.head(self.dropout(output)).log_softmax(-1)
+        log_probs: Tensor = self.head(self.dropout(output)).log_softmax(-1)
+        return log_probs
 
     def loss(self, batch: Batch) -> Tensor:
         log_probs = self(batch.words, batch.endings, batch.lengths)
@@ -215,7 +216,7 @@ def build(name: str, config: Mapping[str, Any], backend: str) -> RNNTagger:
     kind, layers, bidirectional = MODELS[name]
     return RNNTagger(
         getattr(library(backend), kind),
-        tuple(len(config[table]) for table in Tables._fields),
+        (len(config["words"]), len(config["endings"]), len(config["tags"])),
         layers=layers,
         bidirectional=bidirectional,
         embedding=config["embedding"],
@@ -285,13 +286,15 @@ def run(options: argparse.Namespace) -> list[str]:
         for repeat in range(options.repeats):
             torch.manual_seed(options.seed + repeat)
             generator = torch.Generator().manual_seed(options.seed + repeat)
-            buckets = LengthBuckets([len(w) for w, _, _ in encoded], options.batch, generator)
+            batches = batches_by_length(
+                encoded, [len(w) for w, _, _ in encoded], options.batch, generator, collate
+            )
             model = build(name, config, options.backend)
             losses = train(
                 model,
-                DataLoader(encoded, batch_sampler=buckets, collate_fn=collate),  # type: ignore[arg-type]
+                batches,
                 model.loss,
-                steps=options.epochs * len(buckets),
+                steps=options.epochs * len(batches),
                 learning_rate=options.rate,
                 label=f"{name}, {repeat + 1} of {options.repeats}",
             )
