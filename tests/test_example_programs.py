@@ -29,18 +29,16 @@ TINY: dict[str, tuple[ModuleType, str]] = {
         language_models,
         "--steps 6 --hidden 12 --batch 4 --window 10 --sample 8 --temperatures 1",
     ),
-    "tagger": (tagger, "--sentences 30 --epochs 1 --repeats 2 --hidden 8 --embedding 8"),
+    # Without dropout: its masks follow the layout of the outputs, which the libraries choose.
+    "tagger": (
+        tagger,
+        "--sentences 30 --epochs 1 --repeats 2 --hidden 8 --embedding 8 --dropout 0",
+    ),
     "shapes": (shapes, "--epochs 1 --hidden 8 --signals 8 --dates 40"),
     "seq2seq": (
         seq2seq,
         "--pairs 40 --test-pairs 10 --epochs 1 --hidden 8 --embedding 8 --beam 2",
     ),
-}
-LOSSES = {  # every number of a result that training has a part in
-    "language_models": lambda r: [row["nats"] for row in r["rows"]],
-    "tagger": lambda r: [row["accuracy"] for row in r["rows"]],
-    "shapes": lambda r: [row["value"] for row in r["rows"]],
-    "seq2seq": lambda r: [row["last_epoch_loss"] for row in r["rows"]],
 }
 
 
@@ -70,9 +68,11 @@ def test_program_runs_on_both_libraries(name: str, tmp_path: Path) -> None:
         assert results[backend]["layers"] == layers
         (picture,) = out.glob("*.png")
         assert picture.read_bytes().startswith(PNG)
-    # The same weights, batches and random numbers: after a few steps still the same losses.
-    ours, theirs = (LOSSES[name](results[backend]) for backend in ("auto", "torch"))
-    assert ours == pytest.approx(theirs, rel=2e-3, abs=2e-3)
+    # The same weights, batches and random numbers: after a few steps the losses are still the same,
+    # as far as they are stored.
+    key = "nats" if name == "language_models" else "last_epoch_loss"
+    ours, theirs = ([row[key] for row in results[b]["rows"]] for b in ("auto", "torch"))
+    assert ours == pytest.approx(theirs, abs=2e-4)
     assert len(set(ours)) > 1
 
 
@@ -142,7 +142,7 @@ def test_names_are_scored_as_spans(tmp_path: Path) -> None:
 
 def test_tagger_learns_what_follows_from_both_sides(tmp_path: Path) -> None:
     """Whether a name is a person's or a company's stands behind it."""
-    sizes = {"--sentences": 300, "--epochs": 6, "--repeats": 1, "--hidden": 32}
+    sizes = {"--sentences": 300, "--epochs": 10, "--repeats": 1, "--hidden": 32, "--batch": 8}
     arguments = [str(word) for pair in sizes.items() for word in pair]
     models = ["--models", "LSTM", "bidirectional LSTM"]
     content = tiny("tagger", tmp_path, "--labels", "bio", *arguments, *models)
@@ -271,7 +271,7 @@ def test_training_warms_up_anneals_and_stops() -> None:
 
 @pytest.mark.parametrize("score", ["none", "additive", "dot", "general"])
 def test_decoder_does_not_look_at_padding(score: str) -> None:
-    """A source has the same target alone and beside longer ones; a search begins as forward does."""
+    """A source has the same target alone and beside longer ones; so has a search."""
     model = EncoderDecoder(fastrnn, score, 9, 7, embedding=5, hidden=6)
     source = torch.tensor([[4, 5, 6, 7, 8], [8, 7, 0, 0, 0]])
     lengths, inputs = torch.tensor([5, 2]), torch.tensor([[2, 4, 5], [2, 6, 4]])

@@ -53,7 +53,7 @@ def language_models(content: Content) -> str:
 
 def tagger(content: Content) -> str:
     first = content["rows"][0]
-    columns = [key for key in first if key not in ("model", "size", "spread")]
+    columns = [key for key in first if key not in ("model", "size", "spread", "last_epoch_loss")]
     rows = [
         (
             r["model"],

@@ -211,6 +211,12 @@ def train(
     return losses
 
 
+def last_epoch_loss(losses: Sequence[float], epochs: int) -> float:
+    """Mean loss over the last of so many epochs."""
+    last = losses[-(len(losses) // epochs) :]
+    return round(sum(last) / len(last), 4)
+
+
 # Files.
 
 

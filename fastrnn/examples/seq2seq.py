@@ -28,6 +28,7 @@ from .program import (
     batches_by_length,
     common_parser,
     execute,
+    last_epoch_loss,
     library,
     parse_options,
     positive,
@@ -225,9 +226,13 @@ def run(options: argparse.Namespace) -> list[str]:
             label=f"attention: {score}",
         )
         scores = evaluate(model, tables, pairs.test, options.beam, limit)
-        loss = sum(losses[-len(batches) :]) / len(batches)
         rows.append(
-            {"score": score, "size": size_of(model), "last_epoch_loss": round(loss, 4), **scores}
+            {
+                "score": score,
+                "size": size_of(model),
+                "last_epoch_loss": last_epoch_loss(losses, options.epochs),
+                **scores,
+            }
         )
 
     print_table(

@@ -46,6 +46,7 @@ class Outcome(NamedTuple):
     model: nn.Module
     arguments: tuple[int, ...]
     row: dict[str, Any]
+    losses: list[float]
     more: Any = None  # for the picture
 
 
@@ -106,7 +107,7 @@ def one_to_one(task: Task) -> Outcome:
     arguments = (len(letters), task.hidden)
     model = NextLetter(task.library, *arguments)
     batches = DataLoader(TensorDataset(pairs), 256, shuffle=True, generator=generator)
-    train(
+    losses = train(
         model,
         batches,
         lambda batch: cross_entropy(model(batch[0][:, 0]), batch[0][:, 1]),
@@ -119,7 +120,7 @@ def one_to_one(task: Task) -> Outcome:
     row = as_row(
         "one to one", "next letter", "nats/letter", loss, "bigram counts", bigram_loss(task.names)
     )
-    return Outcome(model, arguments, row)
+    return Outcome(model, arguments, row, losses)
 
 
 # One to many.
@@ -189,7 +190,7 @@ def one_to_many(task: Task) -> Outcome:
     arguments = (len(letters), len(names.languages), 2 * task.hidden)
     model = NameWriter(task.library, *arguments)
     batches = name_batches(names, generator, lambda part: writing_batch(part, letters))
-    train(
+    losses = train(
         model,
         batches,
         lambda batch: name_loss(model, batch),
@@ -203,7 +204,7 @@ def one_to_many(task: Task) -> Outcome:
     row = as_row(
         "one to many", "a language's names", "nats/letter", loss, "bigram counts", baseline
     )
-    return Outcome(model, arguments, row, write_some(model, names, generator))
+    return Outcome(model, arguments, row, losses, write_some(model, names, generator))
 
 
 def write_some(
@@ -259,7 +260,7 @@ def many_to_one(task: Task) -> Outcome:
     arguments = (len(letters), len(names.languages), 2 * task.hidden)
     model = NameReader(task.library, *arguments)
     batches = name_batches(names, generator, lambda part: reading_batch(part, letters))
-    train(
+    losses = train(
         model,
         batches,
         lambda batch: cross_entropy(model(batch[0], batch[1]), batch[2]),
@@ -281,7 +282,7 @@ def many_to_one(task: Task) -> Outcome:
         "most frequent language",
         majority(languages.tolist()),
     )
-    return Outcome(model, arguments, row, taken_for)
+    return Outcome(model, arguments, row, losses, taken_for)
 
 
 # Many to many, aligned.
@@ -330,7 +331,7 @@ def many_to_many_aligned(task: Task) -> Outcome:
         def loss(batch: Sequence[Tensor], model: nn.Module = model) -> Tensor:
             return cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
 
-        train(
+        losses = train(
             model,
             batches,
             loss,
@@ -350,7 +351,7 @@ def many_to_many_aligned(task: Task) -> Outcome:
         "from the frame alone",
         accuracies[0],
     )
-    return Outcome(models[1], arguments, row, (test[0, :, 0], truth[0], found[0]))
+    return Outcome(models[1], arguments, row, losses, (test[0, :, 0], truth[0], found[0]))
 
 
 # Many to many, unaligned.
@@ -375,7 +376,7 @@ def many_to_many_unaligned(task: Task) -> Outcome:
     )
     arguments = (len(tables[0]), len(tables[1]), 2 * task.hidden)
     model = date_translator(task.library, *arguments)
-    train(
+    losses = train(
         model,
         batches,
         model.loss,
@@ -396,4 +397,4 @@ def many_to_many_unaligned(task: Task) -> Outcome:
         "always the same date",
         error_rates([target for _, target in test], first)["error_rate"],
     )
-    return Outcome(model, arguments, row, ("".join(test[0][0]), "".join(written[0])))
+    return Outcome(model, arguments, row, losses, ("".join(test[0][0]), "".join(written[0])))

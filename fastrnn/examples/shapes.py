@@ -29,6 +29,7 @@ from .names import WAVES, make_names
 from .program import (
     common_parser,
     execute,
+    last_epoch_loss,
     library,
     parse_options,
     positive,
@@ -138,7 +139,10 @@ def run(options: argparse.Namespace) -> list[str]:
         options.dates,
     )
     outcomes = {shape: function(task) for shape, function in SHAPES.items()}
-    rows = [outcome.row for outcome in outcomes.values()]
+    rows = [
+        {**outcome.row, "last_epoch_loss": last_epoch_loss(outcome.losses, options.epochs)}
+        for outcome in outcomes.values()
+    ]
     print_table(
         ("shape", "task", "measure", "network", "baseline", "of the baseline"),
         [

@@ -29,6 +29,7 @@ from .program import (
     batches_by_length,
     common_parser,
     execute,
+    last_epoch_loss,
     library,
     parse_options,
     positive,
@@ -282,7 +283,7 @@ def run(options: argparse.Namespace) -> list[str]:
     rows = []
     score = "accuracy" if options.labels == "pos" else "f1"
     for name in options.models:
-        scores = []
+        scores: list[dict[str, float]] = []
         for repeat in range(options.repeats):
             torch.manual_seed(options.seed + repeat)
             generator = torch.Generator().manual_seed(options.seed + repeat)
@@ -299,6 +300,7 @@ def run(options: argparse.Namespace) -> list[str]:
                 label=f"{name}, {repeat + 1} of {options.repeats}",
             )
             scores.append(evaluate(model, test_batches, test, tables, options.labels))
+            scores[-1]["last_epoch_loss"] = last_epoch_loss(losses, options.epochs)
             if repeat == 0:
                 models[name], curves[name] = model, losses
         means = {key: statistics.mean(s[key] for s in scores) for key in scores[0]}
@@ -312,7 +314,7 @@ def run(options: argparse.Namespace) -> list[str]:
             }
         )
 
-    columns = [key for key in rows[0] if key not in ("model", "size", "spread")]
+    columns = [key for key in rows[0] if key not in ("model", "size", "spread", "last_epoch_loss")]
     print_table(
         ("model", "parameters", *columns, f"spread of {score}"),
         [
