@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import fastrnn
 from fastrnn.examples import pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +59,41 @@ def test_links_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", text(path))
     assert links
     assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_programs_of_the_readme_exist() -> None:
+    chapter = text(ROOT / "README.md").partition("\n## Examples\n")[2].partition("\n## ")[0]
+    names = re.findall(r"^\| \[?`(\w+)`", chapter, re.MULTILINE)
+    assert {"char_lm", *PROGRAMS} == set(names)
+    for name in names:
+        assert callable(importlib.import_module(f"fastrnn.examples.{name}").main)
+
+
+def what_a_page_takes_for_granted() -> dict[str, Any]:
+    return {
+        "torch": torch,
+        "fastrnn": fastrnn,
+        "numbers": torch.arange(50) % 7,
+        "other_numbers": torch.arange(20) % 7,
+        "vocabulary": 7,
+        "lstm": fastrnn.LSTM(8, 8, batch_first=True),
+        "states": torch.randn(3, 5, 128),
+        "lengths": torch.tensor([5, 2, 4]),
+        "state": torch.randn(3, 128),
+        "embedded": torch.randn(3, 5, 8),
+        "cell": fastrnn.GRUCell(8 + 128, 128),
+    }
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_python_of_a_page_runs(path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", text(path), re.MULTILINE | re.DOTALL)
+    assert blocks
+    namespace = what_a_page_takes_for_granted()
+    if path.stem == "seq2seq":  # one step of a decoder
+        namespace["embedded"] = namespace["embedded"][:, 0]
+    for block in blocks:
+        exec(compile(block.replace("epochs=8", "epochs=1"), path.name, "exec"), namespace)
 
 
 def test_a_changed_number_is_noticed() -> None:
