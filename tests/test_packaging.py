@@ -156,6 +156,7 @@ def test_sdist_has_what_building_and_testing_need(sdist: Path) -> None:
     assert names >= CSRC
     assert names >= {name for name in TOP_LEVEL if (ROOT / name).is_file()}
     assert names >= {"fastrnn/py.typed", "tests/test_packaging.py", "bench/__init__.py"}
+    assert "fastrnn/examples/docs/tagger.md" in names
     assert not [name for name in names if "stale" in name or "__pycache__" in name]
 
 

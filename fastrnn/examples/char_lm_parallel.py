@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastrnn
 
-from .char_lm import optional, positive
+from .program import optional, positive
 from .text import Streams, Vocabulary, read_text, split
 from .training import (
     HELD_OUT_WINDOWS,

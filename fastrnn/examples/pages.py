@@ -1,0 +1,187 @@
+"""The measured parts of the pages in ``docs/``: ``python -m fastrnn.examples.pages [OUT]``.
+
+A page names a result between two comments, and what stands between them is written from the JSON
+file of that name in ``results/``: the command, its tables, its picture. With a folder, the results
+that a program has written there are stored first. A test fails while a page differs from its file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+DOCS, RESULTS = HERE / "docs", HERE / "results"
+MARKED = re.compile(
+    r"(<!-- results: (?P<name>[\w.-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL
+)
+
+Content = dict[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is aligned left, the others right."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def language_models(content: Content) -> str:
+    counted = content["characters"]
+    rows = [
+        (r["model"], f"{r['size']:,}", f"{r['nats']:.3f}", f"{r['perplexity']:.2f}")
+        for r in content["rows"]
+    ]
+    header = ("model", "counts or parameters", "nats per character", "perplexity")
+    quoted = "\n\n".join(
+        f"{name}:\n\n```text\n{text.strip()}\n```" for name, text in content["samples"].items()
+    )
+    return (
+        f"{counted['trained']:,} characters to learn from, {counted['held_out']:,} held out, "
+        f"{content['kinds_of_characters']} kinds; {content['steps']:,} steps.\n\n"
+        f"{table(header, rows)}\n\n{quoted}"
+    )
+
+
+def tagger(content: Content) -> str:
+    first = content["rows"][0]
+    columns = [key for key in first if key not in ("model", "size", "spread", "last_epoch_loss")]
+    rows = [
+        (
+            r["model"],
+            f"{r['size']:,}",
+            *(percent(r[column]) for column in columns),
+            percent(r["spread"]),
+        )
+        for r in content["rows"]
+    ]
+    names = {"unknown_accuracy": "of unknown words", "f1": "F1"}
+    shown = (names.get(column, column) for column in columns)
+    sentences, words = content["sentences"], content["words"]
+    return (
+        f"{sentences['trained']:,} sentences to learn from ({words['trained']:,} words), "
+        f"{sentences['tested']:,} to test on ({words['tested']:,} words), "
+        f"{content['kinds_of_labels']} labels; {content['epochs']} epochs. Means of "
+        f"{content['repeats']} trainings; the spread is the standard deviation among them, of "
+        f"{'F1' if 'f1' in columns else 'accuracy'}.\n\n"
+        f"{table(('model', 'parameters', *shown, 'spread'), rows)}"
+    )
+
+
+def seq2seq(content: Content) -> str:
+    rows = content["rows"]
+    header = (
+        "attention",
+        "parameters",
+        "greedy",
+        f"beam of {content['beam']}",
+        "wrong sequences, beam",
+    )
+    overall = [
+        (
+            r["score"],
+            f"{r['size']:,}",
+            percent(r["greedy"]["error_rate"]),
+            percent(r["beam"]["error_rate"]),
+            percent(r["beam"]["wrong"]),
+        )
+        for r in rows
+    ]
+    groups = rows[0]["by_length"]
+    by_length = [
+        (r["score"], *(percent(group["error_rate"]) for group in r["by_length"])) for r in rows
+    ]
+    header_by_length = (
+        "symbols of the source",
+        *(f"{group['first']} to {group['last']}" for group in groups),
+    )
+    pairs = content["pairs"]
+    return (
+        f"{pairs['trained']:,} pairs to learn from, {pairs['tested']:,} others to test on; "
+        f"{content['epochs']} epochs. Error rates are edits per {content['unit']} of the target."
+        "\n\n"
+        f"{table(header, overall)}\n\nBy length, with the beam:\n\n"
+        f"{table(header_by_length, by_length)}"
+    )
+
+
+def shapes(content: Content) -> str:
+    rows = [
+        (
+            r["shape"],
+            r["task"],
+            r["measure"],
+            f"{r['value']:.3f}",
+            r["baseline"],
+            f"{r['of_baseline']:.3f}",
+        )
+        for r in content["rows"]
+    ]
+    header = ("shape", "task", "measure", "network", "baseline", "of the baseline")
+    written = [(language, ", ".join(names)) for language, names in content["written"].items()]
+    names = content["names"]
+    source, target = content["date"]
+    return (
+        f"{names['trained']:,} names of {len(content['languages'])} languages to learn from, "
+        f"{names['held_out']:,} held out; {content['epochs']} epochs.\n\n{table(header, rows)}\n\n"
+        f"Written for each language (one to many):\n\n{table(('language', 'names'), written)}\n\n"
+        f"Rewritten (unaligned): `{source}`, `{target}`."
+    )
+
+
+RENDERERS: dict[str, Callable[[Content], str]] = {
+    "language_models": language_models,
+    "tagger": tagger,
+    "seq2seq": seq2seq,
+    "shapes": shapes,
+}
+
+
+def section(name: str) -> str:
+    """What a page says of one stored result."""
+    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    body = RENDERERS[name.partition("-")[0]](content)
+    machine = (
+        f"torch {content['torch']}, fastrnn {content['fastrnn']}, layers of `{content['layers']}`, "
+        f"{content['threads']} threads."
+    )
+    return (
+        f"\n```sh\n{content['command']}\n```\n\n{body}\n\n![{name}](../results/{name}.png)\n\n"
+        f"{machine}\n\n"
+    )
+
+
+def rewritten(page: str) -> str:
+    """The page, with every marked part as its stored result says."""
+    return MARKED.sub(lambda found: found[1] + section(found["name"]) + found[3], page)
+
+
+def named(page: str) -> list[str]:
+    """The results that a page names."""
+    return [found["name"] for found in MARKED.finditer(page)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    folders = sys.argv[1:] if arguments is None else list(arguments)
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        for name in named(page):
+            for folder in folders:
+                for ending in (".json", ".png"):
+                    measured = Path(folder, name + ending)
+                    if measured.exists():
+                        shutil.copyfile(measured, RESULTS / measured.name)
+        path.write_text(rewritten(page), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
