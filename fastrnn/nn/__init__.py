@@ -1,0 +1,5 @@
+"""Parts that recurrent models are built from."""
+
+from . import init
+
+__all__ = ["init"]
