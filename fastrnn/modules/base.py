@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import backends
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
-from ..functional import sequence
+from ..functional import are_indices, sequence
 from ._dispatch import TorchForward, recorded, refuse_jit_trace, seen_by_torch_function
 
 CELL_OF_MODE: dict[str, Cell] = {cell.torch_mode: cell for cell in CELLS.values()}
@@ -103,11 +103,11 @@ class SequenceModule(nn.RNNBase):
         x = input.data if isinstance(input, PackedSequence) else input
         states = () if hx is None else self._states(hx)
         if has_torch_function((x, *states, *weights)):
-            options = self._options(lengths, reset)
+            options = self._options(input, lengths, reset)
             if seen_by_torch_function((x, *states, *weights), options=options):
                 return self._torch_forward(input, hx)
         if _is_any_autocast_enabled() or recorded():
-            options = self._options(lengths, reset)
+            options = self._options(input, lengths, reset)
             if options is None:
                 if self.recompute and not recorded():  # nobody records a backward
                     return checkpoint(self._torch_forward, input, hx, use_reentrant=False)
@@ -116,6 +116,7 @@ class SequenceModule(nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx, weights, lengths, reset)
 
+        x = self._described(x, 2)
         rank = x.dim()
         if rank not in (2, 3):
             raise ValueError(self._rank_message.format(rank))
@@ -163,7 +164,7 @@ class SequenceModule(nn.RNNBase):
             raise IndexError("index 0 is out of bounds for dimension 0 with size 0")
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        self._check(x, hx, batch_sizes)
+        self._check(self._described(x, 1), hx, batch_sizes)
         if sorted_indices is not None and isinstance(reset, Tensor) and reset.dim() == 2:
             rows = 0 if self.batch_first else 1
             if reset.shape[rows] == sorted_indices.shape[0]:  # else: refused further down
@@ -208,6 +209,13 @@ class SequenceModule(nn.RNNBase):
         )
         return output, (h_n if c_n is None else (h_n, c_n)), cell_states
 
+    def _described(self, x: Tensor, most_dims: int) -> Tensor:
+        """What torch's checks are to look at: of numbers, the one-hot vectors they stand for."""
+        if not are_indices(x, most_dims):
+            return x
+        weight: Tensor = self._flat_weights[0]  # type: ignore[assignment]
+        return weight.new_empty(1).expand(*x.shape, self.input_size)
+
     def _check(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> None:
         """torch's ``check_forward_args``, sparing zeros for states that are not given."""
         if hx is not None:
@@ -237,9 +245,14 @@ class SequenceModule(nn.RNNBase):
         batched = "batched 3-D" if rank == 3 else "unbatched 2-D"
         return f"For {batched} input, hx should also be {rank}-D but got {states[0].dim()}-D tensor"
 
-    def _options(self, lengths: object, reset: object) -> str | None:
+    def _options(
+        self, input: Tensor | PackedSequence, lengths: object, reset: object
+    ) -> str | None:
         """What this call wants that torch has no operator for, in words."""
         options = []
+        packed = isinstance(input, PackedSequence)
+        if are_indices(input.data if packed else input, 1 if packed else 2):
+            options.append("integer input")
         if lengths is not None:
             options.append("lengths")
         if reset is not None:
