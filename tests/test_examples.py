@@ -46,7 +46,7 @@ def test_program_trains_compares_and_writes(
     losses = []
     for lstm_class in (fastrnn.LSTM, nn.LSTM):
         model, vocabulary = load_checkpoint(tmp_path / "out" / "char_lm.pt", lstm_class)
-        assert type(model.lstm) is lstm_class
+        assert type(model.rnn) is lstm_class
         window = Streams.of(vocabulary.encode(Path(__file__).read_text()), 4, 10).window(0)
         losses.append(model.loss(window, None)[0].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
@@ -119,10 +119,10 @@ def test_control_moves_weights_by_their_rounding_only() -> None:
     training.Control("control", model, seed=0).before_step()
     for name, weight in model.named_parameters():
         distance = ((weight - before[name]) / before[name]).abs().max().item()
-        if name.startswith("lstm.weight"):
+        if name.startswith("rnn.weight"):
             # u sqrt(16), and the rounding of the factor and of the product.
             assert 0 < distance <= 2.0**-24 * (4 + 2)
-        elif not name.startswith("lstm"):
+        elif not name.startswith("rnn"):
             assert distance == 0
 
 

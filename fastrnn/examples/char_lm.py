@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib
 import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +27,7 @@ from torch import nn
 import fastrnn
 from fastrnn.problem import LayerInputs, Problem
 
+from .program import BACKENDS, execute, optional, positive, positive_float, pyplot
 from .text import Streams, Vocabulary, read_text, split
 from .training import (
     BLOCK,
@@ -42,22 +41,7 @@ from .training import (
     save_checkpoint,
 )
 
-BACKENDS = ("auto", "cpu", "numba", "reference", "torch")
 CURVE_ROWS = 15
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -67,7 +51,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--text", type=Path, help="text to learn (default: the sources of the standard library)"
+        "--text",
+        "--data",
+        type=Path,
+        help="text to learn (default: the sources of the standard library)",
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     length = parser.add_mutually_exclusive_group()
@@ -91,18 +78,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def optional(module: str) -> Any:
-    """Import what only the demo needs, or say how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise SystemExit(f"the demo needs {module}: pip install 'fastrnn[demo]'") from None
-
-
 def serving_backend(model: CharModel, streams: Streams) -> str:
     """Name of the backend that serves the first layer of a training step."""
     x = torch.empty(streams.steps, streams.numbers.shape[0], model.embedding.embedding_dim)
-    weights = list(model.lstm.parameters())[:4]
+    weights = list(model.rnn.parameters())[:4]
     problem = Problem.of(
         "lstm",
         LayerInputs(x, None, None, weights, None, None, None),
@@ -165,8 +144,7 @@ def draw(
     path: Path, learners: Sequence[Learner], allowed: Sequence[float], speeds: Sequence[float]
 ) -> None:
     """Loss curves, their distance and the throughputs, as one picture."""
-    optional("matplotlib").use("Agg")
-    plt = optional("matplotlib.pyplot")
+    plt = pyplot()
     ours, theirs, _ = learners
     steps = range(1, len(allowed) + 1)
     distance = [abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)]
@@ -278,28 +256,7 @@ def run(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    optional("tqdm")  # before the training, not after it
-    optional("matplotlib")
-    threads = torch.get_num_threads()
-    try:
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        with fastrnn.use_backend(None if options.backend == "auto" else options.backend):
-            wrong = run(options)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if options.backend == "auto":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        torch.set_num_threads(threads)
-    for sentence in wrong:
-        print(f"FAILED: {sentence}", file=sys.stderr)
-    return 1 if wrong else 0
+    return execute(parse(arguments), run)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from .text import Streams, Vocabulary
 
-State = tuple[Tensor, Tensor] | None
+#: None before the first character; a pair of tensors for an LSTM.
+State = Tensor | tuple[Tensor, ...] | None
 
 LEARNING_RATE = 2e-3
 MAX_GRADIENT_NORM = 1.0
@@ -27,21 +28,22 @@ MARGIN = 4.0
 
 
 class CharModel(nn.Module):
-    """Embedding, LSTM, linear layer: ``(T, B)`` characters to ``(T, B, V)`` scores of the next.
+    """Embedding, recurrent layers, linear layer: ``(T, B)`` characters to ``(T, B, V)`` scores.
 
-    ``lstm_class`` is ``fastrnn.LSTM`` or ``torch.nn.LSTM``; the state_dict is the same.
+    ``layer_class`` is RNN, LSTM or GRU of ``fastrnn`` or ``torch.nn``; of one kind, the state_dict
+    is the same with either library.
     """
 
     def __init__(
-        self, lstm_class: Callable[..., nn.Module], vocabulary: int, hidden: int, layers: int
+        self, layer_class: Callable[..., nn.Module], vocabulary: int, hidden: int, layers: int
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, hidden)
-        self.lstm = lstm_class(hidden, hidden, layers)
+        self.rnn = layer_class(hidden, hidden, layers)
         self.head = nn.Linear(hidden, vocabulary)
 
     def forward(self, characters: Tensor, state: State = None) -> tuple[Tensor, State]:
-        output, state = self.lstm(self.embedding(characters), state)
+        output, state = self.rnn(self.embedding(characters), state)
         return self.head(output), state
 
     def loss(self, window: tuple[Tensor, Tensor], state: State) -> tuple[Tensor, State]:
@@ -49,6 +51,13 @@ class CharModel(nn.Module):
         inputs, targets = window
         scores, state = self(inputs, state)
         return cross_entropy(scores.flatten(0, 1), targets.flatten()), state
+
+
+def detached(state: State) -> State:
+    """The same state, with nothing before it to go back to: where backpropagation is truncated."""
+    if isinstance(state, tuple):
+        return tuple(tensor.detach() for tensor in state)
+    return None if state is None else state.detach()
 
 
 class Learner:
@@ -77,8 +86,7 @@ class Learner:
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
             self._optimizer.step()
-            assert state is not None
-            self._state = (state[0].detach(), state[1].detach())
+            self._state = detached(state)
             self.losses.append(loss.item())
         self.step_seconds.append((time.perf_counter() - start) / steps)
 
@@ -104,7 +112,7 @@ class Control(Learner):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        for weight in self.model.lstm.parameters():
+        for weight in self.model.rnn.parameters():
             size = roundoff(weight.shape[-1] if weight.dim() == 2 else 1)
             factor = torch.empty_like(weight)
             weight.mul_(factor.uniform_(1 - size, 1 + size, generator=self._generator))
@@ -171,18 +179,18 @@ def save_checkpoint(path: Any, model: CharModel, vocabulary: Vocabulary) -> None
             "model": model.state_dict(),
             "vocabulary": vocabulary.characters,
             "hidden": model.head.in_features,
-            "layers": model.lstm.num_layers,
+            "layers": model.rnn.num_layers,
         },
         path,
     )
 
 
 def load_checkpoint(
-    path: Any, lstm_class: Callable[..., nn.Module]
+    path: Any, layer_class: Callable[..., nn.Module]
 ) -> tuple[CharModel, Vocabulary]:
     """The model of a checkpoint, on an LSTM of the library of one's choice."""
     checkpoint = torch.load(path, weights_only=True)
     vocabulary = Vocabulary(checkpoint["vocabulary"])
-    model = CharModel(lstm_class, len(vocabulary), checkpoint["hidden"], checkpoint["layers"])
+    model = CharModel(layer_class, len(vocabulary), checkpoint["hidden"], checkpoint["layers"])
     model.load_state_dict(checkpoint["model"])
     return model, vocabulary
