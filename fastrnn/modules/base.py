@@ -251,7 +251,7 @@ class SequenceModule(nn.RNNBase):
         """What this call wants that torch has no operator for, in words."""
         options = []
         packed = isinstance(input, PackedSequence)
-        if are_indices(input.data if packed else input, 1 if packed else 2):
+        if are_indices(input.data if isinstance(input, PackedSequence) else input, 2 - packed):
             options.append("integer input")
         if lengths is not None:
             options.append("lengths")
