@@ -40,7 +40,7 @@ def explain(
     x = input.data if isinstance(input, PackedSequence) else input
     if x is None:
         x = next(subject.parameters())
-    beyond_torch = subject._options(lengths, reset)
+    beyond_torch = subject._options(x if input is None else input, lengths, reset)
     if _is_any_autocast_enabled() and beyond_torch is None:
         return "autocast is on: served by torch.nn's forward, whose dtypes are the rule there"
     return backends.explain(

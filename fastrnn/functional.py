@@ -6,7 +6,9 @@ Shapes: T steps, B batch rows, I input features, H hidden units, R output featur
 All three take
 
 * ``input``: ``(T, B, I)``; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` unbatched; or a
-  ``PackedSequence``.
+  ``PackedSequence``. Without the last dimension, in int64 or int32: numbers from 0 to I - 1, which
+  stand for the one-hot vectors of size I. Columns of ``weight_ih`` are then looked up instead of
+  multiplied, forward and backward. Beyond ``lengths`` too they are from 0 to I - 1.
 * ``weights``: the flat sequence of a module's parameters in torch's order: layer by layer, and in
   a layer direction by direction, ``weight_ih (G*H, I)``, ``weight_hh (G*H, R)``, then ``bias_ih``
   and ``bias_hh (G*H,)`` if there are biases, then ``weight_hr (R, H)`` if there is a projection.
@@ -226,9 +228,12 @@ def sequence(
     x = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(x, Tensor):
         raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(x).__name__}")
-    unbatched = packed is None and x.dim() == 2
-    if packed is None and x.dim() not in (2, 3):
-        raise ValueError(f"input: expected 2 or 3 dimensions, got {x.dim()}")
+    indices = are_indices(x, 1 if packed is not None else 2)
+    rank = x.dim() + indices
+    unbatched = packed is None and rank == 2
+    if packed is None and rank not in (2, 3):
+        expected = "1 or 2 dimensions of numbers" if indices else "2 or 3 dimensions"
+        raise ValueError(f"input: expected {expected}, got {x.dim()}")
     batch_sizes = None
     if packed is not None:
         batch_sizes = packed.batch_sizes
@@ -267,6 +272,8 @@ def sequence(
                 f"(layers x directions), got shape {tuple(state.shape)}"
             )
 
+    if indices:
+        x, weights = look_up(x, weights, per_layer // directions, directions)
     layers: list[LayerOutputs] = []
     for k in range(num_layers):
         if k and dropout and training:
@@ -334,7 +341,49 @@ def zeros_of_packed(packed: PackedSequence, weights: Sequence[Tensor], states: i
     """
     order = packed.sorted_indices
     batch: Any = packed.batch_sizes[0].item() if order is None else order.shape[0]
-    return packed.data.new_zeros(states, batch, weights[1].shape[-1])
+    return weights[1].new_zeros(states, batch, weights[1].shape[-1])
+
+
+def are_indices(x: Tensor, most_dims: int) -> bool:
+    """Whether an input holds numbers that stand for one-hot vectors, in so many dimensions."""
+    return x.dtype in (torch.int64, torch.int32) and x.dim() <= most_dims
+
+
+def look_up(
+    indices: Tensor, weights: Sequence[Tensor], per_direction: int, directions: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Input and weights of a layer whose input is one-hot: ``W_ih x`` and a ``W_ih`` of no columns.
+
+    Args:
+        indices: of any shape, values from 0 to I - 1.
+        weights: of the layer, and then of any others.
+
+    Returns:
+        ``(*indices.shape, D*G*H)`` and the weights, see ``LayerInputs.x``.
+
+    Raises:
+        IndexError: a value is not a column of weight_ih.
+    """
+    places = [d * per_direction for d in range(directions)]
+    rows = indices.reshape(-1)
+    columns = weights[0].shape[1] if weights and weights[0].dim() == 2 else 0
+    if rows.numel() and not (rows.is_cuda or rows.is_meta or torch.compiler.is_compiling()):
+        low, high = (int(bound) for bound in torch.aminmax(rows))
+        if low < 0 or high >= columns:
+            raise IndexError(
+                f"input: expected values from 0 to {columns - 1}, the columns of weight_ih, "
+                f"got {low if low < 0 else high}"
+            )
+    # Of few columns a copy with neighbouring values pays, of many only those that occur are read.
+    w_ih = [weights[place] for place in places]
+    if rows.numel() * 4 > columns:
+        gates = [torch.nn.functional.embedding(rows, w.t().contiguous()) for w in w_ih]
+    else:
+        gates = [w.index_select(1, rows).t() for w in w_ih]
+    left = list(weights)
+    for place in places:
+        left[place] = left[place][:, :0]
+    return torch.cat(gates, dim=-1).view(*indices.shape, -1), left
 
 
 def _check_tensor(name: str, value: object, kind: str = "Tensor") -> None:

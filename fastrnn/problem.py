@@ -26,9 +26,11 @@ W = TypeVar("W")
 class LayerInputs(NamedTuple):
     """The tensors of a layer call.
 
-    x: ``(T, B, I)``, or ``(rows, I)`` with batch_sizes. h0: ``(D, B, R)`` or None for zeros.
-    c0: ``(D, B, H)`` or None. weights: per direction ``w_ih (G*H, I), w_hh (G*H, R)``, then
-    ``b_ih (G*H), b_hh (G*H)`` if there are biases, then ``w_hr (R, H)`` if there is a projection.
+    x: ``(T, B, I)``, or ``(rows, I)`` with batch_sizes; where every w_ih is of shape ``(G*H, 0)``,
+    x is ``W_ih x`` itself, the directions side by side: I = ``D*G*H``. h0: ``(D, B, R)`` or None
+    for zeros. c0: ``(D, B, H)`` or None. weights: per direction ``w_ih (G*H, I), w_hh (G*H, R)``,
+    then ``b_ih (G*H), b_hh (G*H)`` if there are biases, then ``w_hr (R, H)`` if there is a
+    projection.
     lengths: ``(B,)`` int64 on the CPU, or None. batch_sizes: ``(T,)`` int64 on the CPU, the
     number of rows of each step of packed data, or None. reset: ``(T, B)`` bool or None.
     """
@@ -86,6 +88,7 @@ class Problem(NamedTuple):
     reset: bool
     keep_cell_states: bool
     training: bool
+    x_is_gates: bool = False
 
     @property
     def projected(self) -> bool:
@@ -216,7 +219,13 @@ class Problem(NamedTuple):
             reset=reset is not None,
             keep_cell_states=keep_cell_states and spec.has_cell_state,
             training=training,
+            x_is_gates=x.shape[-1] > 0 and weights[0].dim() == 2 and weights[0].shape[1] == 0,
         )
+        if problem.x_is_gates and x.shape[-1] != directions * gate_rows:
+            raise RuntimeError(
+                f"input: expected {directions * gate_rows} features with a weight_ih of no "
+                f"columns, those of all gates, got {x.shape[-1]}"
+            )
         problem._check_weights(weights)
         if h0 is not None:
             problem._check_tensor("h0", h0, (directions, batch, output_size))
@@ -249,7 +258,7 @@ class Problem(NamedTuple):
     def _check_weights(self, weights: Sequence[Tensor]) -> None:
         gate_rows = self.cell.gates * self.hidden_size
         shapes: list[tuple[int, ...]] = [
-            (gate_rows, self.input_size),
+            (gate_rows, 0 if self.x_is_gates else self.input_size),
             (gate_rows, self.output_size),
         ]
         if self.bias:

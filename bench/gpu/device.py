@@ -36,7 +36,7 @@ class Forced(CudaBackend):
     def __init__(self, regime: str) -> None:
         super().__init__()
         name, cluster = (*regime.split("-"), "-1")[:2]
-        self.choice = (REGIMES.index(name), int(cluster), -1)
+        self.choice = (REGIMES.index(name), int(cluster), -1, -1)
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,13 @@ def predicted(case: GpuCase, backend: CudaBackend, processors: int) -> dict[str,
     """
     properties = device().cuda.get_device_properties(device().index)
     gates, hidden, itemsize = CELLS[case.cell].gates, case.hidden_size, case.dtype.itemsize
-    tile = 16 if case.tf32 or itemsize == 2 else 8
+    matrix = case.tf32 or itemsize == 2
     name, cluster = (*case.regime.split("-"), "-1")[:2]
-    choice = (REGIMES.index(name), int(cluster), -1) if case.regime else (-1, -1, -1)
+    choice = (-1, -1, -1, -1)
+    if case.regime:
+        choice = (REGIMES.index(name), int(cluster), -1, -1)
     shared = getattr(properties, "shared_memory_per_block_optin", 0) or 232448
-    clusters = 8 if properties.major >= 9 else 1
+    clusters = 8 if properties.major >= 9 else 1  # blocks of one, of the size that is portable
     passes = {
         "forward": stage(hidden, gates, hidden, itemsize),
         "backward": stage(hidden, 1, gates * hidden, itemsize),
@@ -43,7 +45,8 @@ def predicted(case: GpuCase, backend: CudaBackend, processors: int) -> dict[str,
             case.steps,
             case.batch,
             case.directions,
-            tile,
+            matrix,
+            itemsize,
             processors,
             shared,
             clusters,

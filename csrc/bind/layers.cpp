@@ -86,7 +86,8 @@ struct Inputs {
     a.h0 = h0.data<const T>(), a.c0 = c0.data<const T>();
     for (int d = 0; d < a.directions; ++d) {
       const Plain* own = weights.data() + d * each;
-      a.weights[d] = {own[0].data<const T>(), own[1].data<const T>(),
+      const bool given = own[0].view().shape[1] == 0 && a.input > 0;  // W_ih x, as x
+      a.weights[d] = {given ? nullptr : own[0].data<const T>(), own[1].data<const T>(),
                       bias ? own[2].data<const T>() : nullptr,
                       bias ? own[3].data<const T>() : nullptr,
                       projected ? own[each - 1].data<const T>() : nullptr};

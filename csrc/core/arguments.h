@@ -25,7 +25,7 @@ constexpr int kCellKinds = 7;
 
 template <class T>
 struct Weights {
-  const T* w_ih = nullptr;  // (G*H, I)
+  const T* w_ih = nullptr;  // (G*H, I), or null: x is W_ih x already, (D*G*H) features
   const T* w_hh = nullptr;  // (G*H, R)
   const T* b_ih = nullptr;  // (G*H) or null
   const T* b_hh = nullptr;  // (G*H) or null
@@ -40,6 +40,12 @@ struct Sizes {
   const uint8_t* reset = nullptr;        // (T, B) or null, with the strides below
   int64_t reset_step = 0, reset_row = 0;
 };
+
+// Features of x that W_ih multiplies.
+template <class Arguments>
+int64_t input_depth(const Arguments& p) {
+  return p.weights[0].w_ih ? p.input : 0;
+}
 
 template <class T>
 struct Forward : Sizes {

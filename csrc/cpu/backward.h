@@ -377,7 +377,7 @@ class BackwardPass {
 // Returns false when there is no memory for the workspace.
 template <class Cell, class T>
 bool backward(const Backward<T>& args, int threads) {
-  const int64_t H = args.hidden, R = args.output, I = args.input;
+  const int64_t H = args.hidden, R = args.output, I = input_depth(args);
   const bool projected = args.weights[0].w_hr != nullptr;
   const int64_t recurrent = Cell::kGates * H * R;
   const Work work = {recurrent, 1 + Cell::kTwoStage + projected, 4 * Pack<Compute<T>>::kWidth,
@@ -399,7 +399,7 @@ bool backward(const Backward<T>& args, int threads) {
 
   const Workspace workspace(common + per_thread * plan.threads);
   if (!workspace.data()) return false;
-  if (args.grad_x) prefer_huge_pages(args.grad_x, args.rows * I * int64_t(sizeof(T)));
+  if (args.grad_x) prefer_huge_pages(args.grad_x, args.rows * args.input * int64_t(sizeof(T)));
   for (int d = 0; d < args.directions; ++d) {
     const WeightGrads<T>& grads = args.grads[d];
     prefer_huge_pages(grads.w_ih, Cell::kGates * H * I * int64_t(sizeof(T)));

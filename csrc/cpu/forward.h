@@ -51,7 +51,7 @@ struct ForwardShared {
 
   // The weights, with room in `panels` for their packed form if there is an arena for it.
   FASTRNN_ONCE void set_up_weights(const Forward<T>& p, int direction, Arena* panels) {
-    const int64_t H = p.hidden, R = p.output, I = p.input;
+    const int64_t H = p.hidden, R = p.output, I = input_depth(p);
     const Weights<T>& w = p.weights[direction];
     input.shape = {H, I};
     input.matrix = {w.w_ih, H * I, I, 1};
@@ -94,7 +94,7 @@ struct ForwardShared {
   // The operands that this cell has.
   template <class Function>
   void for_each_operand(const Function& function) {
-    function(input);
+    if (input.matrix.data) function(input);
     function(recurrent);
     if (Cell::kTwoStage) function(candidate);
     if (projection.matrix.data) function(projection);
@@ -170,7 +170,7 @@ class ForwardPass {
  private:
   void pack() {
     if (!p_.packed[d_]) {
-      part_.pack(shared_.input, units_);
+      if (shared_.input.matrix.data) part_.pack(shared_.input, units_);
       part_.pack(shared_.recurrent, units_);
       if (Cell::kTwoStage) part_.pack(shared_.candidate, units_);
       if (projected_) part_.pack(shared_.projection, outputs_);
@@ -229,12 +229,29 @@ class ForwardPass {
         at_.x_gates[n] = gates_row(s, s0, i);
       }
     }
+    if (!shared_.input.matrix.data) return take_gates(n);
     for_each_tile(shared_.input, Part::panels(shared_.input, units_), at_.x, n,
                   [&](int64_t i, int64_t j, int valid, const Results<C>& product) {
                     C* gates = at_.x_gates[i] + j;
                     for (int g = 0; g < kG; ++g)
                       product[g].store(gates + Cell::kSlot[g] * H_, valid);
                   });
+  }
+
+  // Where x is W_ih x already, what is left is the bias.
+  void take_gates(int64_t rows) {
+    const T* bias = p_.weights[d_].b_ih;
+    const int64_t first = p_.input ? d_ * kG * H_ : 0;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int g = 0; g < kG; ++g) {
+        const T* from = at_.x[i] + first + g * H_;
+        C* to = at_.x_gates[i] + Cell::kSlot[g] * H_;
+        for_own_units([&](int64_t j, int n) {
+          V value = p_.input ? V::load(from + j, n) : zero<V>();
+          if (bias) value = value + V::load(bias + g * H_ + j, n);
+          value.store(to + j, n);
+        });
+      }
   }
 
   void step(int64_t s, int64_t s0) {
@@ -386,7 +403,7 @@ class ForwardLayer {
     const Work work = {Cell::kGates * H * R,
                        1 + Cell::kTwoStage + (args.weights[0].w_hr != nullptr),
                        StageShape<Cell>::kBlockVectors * Pack<Compute<T>>::kWidth,
-                       Cell::kGates * H * args.input, false};
+                       Cell::kGates * H * input_depth(args), false};
     return make_plan<T>(args, work, threads);
   }
 
@@ -397,7 +414,7 @@ class ForwardLayer {
     chunk_steps_ = steps_of_chunk(args);
     if (chunk_steps_ > most_steps) chunk_steps_ = most_steps;
     const int64_t H = args.hidden, R = args.output;
-    const bool pack = packing_pays(args.rows, R > args.input ? R : args.input);
+    const bool pack = packing_pays(args.rows, R > input_depth(args) ? R : input_depth(args));
     const auto prepare = [&](Arena& arena) {
       for (int d = 0; d < args.directions; ++d)
         shared_[d].set_up(args, d, chunk_steps_, pack, arena);
@@ -447,7 +464,7 @@ class ForwardLayer {
   // weights of the input, so it should not be much smaller than those.
   static int64_t steps_of_chunk(const Forward<T>& args) {
     constexpr int64_t kLeast = 512 << 10, kMost = 4 << 20;
-    const int64_t weight_bytes = Cell::kGates * args.hidden * args.input * int64_t(sizeof(T));
+    const int64_t weight_bytes = Cell::kGates * args.hidden * input_depth(args) * int64_t(sizeof(T));
     const int64_t bytes = weight_bytes < kLeast  ? kLeast
                           : weight_bytes > kMost ? kMost
                                                  : weight_bytes;

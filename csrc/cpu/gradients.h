@@ -57,7 +57,7 @@ void weight_gradients(const Backward<T>& p, int direction, const ValidRows<T>& r
   // exception: its part in W_ih has a slot of its own, or its part in W_hh met mid instead of h.
   constexpr bool kOwnSlot = Cell::kSlot[kLast] != kLast;
   constexpr int kCommon = kOwnSlot || Cell::kTwoStage ? kLast : Cell::kGates;
-  const int64_t H = p.hidden, R = p.output, I = p.input;
+  const int64_t H = p.hidden, R = p.output, I = input_depth(p);
   const WeightGrads<T>& grads = p.grads[direction];
   const RowSource<T> h_prev = {values.h_prev, R, rows.index};
   const RowSource<T> mid = {values.mid, H, rows.index};
@@ -93,12 +93,27 @@ void weight_gradients(const Backward<T>& p, int direction, const ValidRows<T>& r
                  sums);
 }
 
+// Gradient of x where it is W_ih x already: that of the gates.
+template <class Cell, class T>
+void gates_gradient(const Backward<T>& p, const ValidRows<T>& rows, const RowValues<T>* values,
+                    const Range& own) {
+  const int64_t H = p.hidden, G = Cell::kGates;
+  for (int64_t i = own.begin; i < own.end; ++i) {
+    const int64_t row = rows.index ? rows.index[i] : i;
+    for (int d = 0; d < p.directions; ++d)
+      for (int g = 0; g < G; ++g)
+        memcpy(p.grad_x + row * p.input + (d * G + g) * H,
+               values[d].da + row * values[d].da_width + Cell::kSlot[g] * H, H * sizeof(T));
+  }
+}
+
 // Gradient of x from both directions; every thread takes a share of the rows.
 template <class Cell, class T>
 void input_gradient(const Backward<T>& p, const Timeline& timeline, const ValidRows<T>& rows,
                     const RowValues<T>* values, Products<T>& products, int rank, int size) {
   constexpr int kLast = Cell::kGates - 1;
   const int64_t H = p.hidden, I = p.input;
+  if (I == 0) return;
   const Range own(rows.count, rank, size);
   // Gates of which the slots are neighbours go together.
   constexpr bool kOwnSlot = Cell::kSlot[kLast] != kLast;
@@ -111,7 +126,10 @@ void input_gradient(const Backward<T>& p, const Timeline& timeline, const ValidR
     terms[count++] = {da, 0, w_ih, kTogether * H};
     if (kOwnSlot) terms[count++] = {da, Cell::kSlot[kLast] * H, w_ih + kTogether * H * I, H};
   }
-  products.through(terms, count, own.begin, own.end, I, {p.grad_x, I, rows.index});
+  if (p.weights[0].w_ih)
+    products.through(terms, count, own.begin, own.end, I, {p.grad_x, I, rows.index});
+  else
+    gates_gradient<Cell>(p, rows, values, own);
   if (!p.lengths) return;
   const Range steps(p.steps, rank, size);
   for (int64_t t = steps.begin; t < steps.end; ++t)

@@ -72,6 +72,8 @@ class NumbaBackend(FusedBackend):
     ) -> LayerGrads:
         inputs = _detached(inputs)
         x = inputs.x.reshape(problem.rows, problem.input_size)
+        if problem.x_is_gates:
+            x = x[:, :0]  # nothing that W_ih multiplies
         ended = _ended_rows(problem, inputs)
         if ended is not None:  # may be NaN there, and 0 * NaN would reach the gradient of W_ih
             x = x.masked_fill(ended, 0)
@@ -81,9 +83,12 @@ class NumbaBackend(FusedBackend):
         ]
         d_x = None
         if needs.x:
-            d_x = x.new_zeros(x.shape)
-            for direction, way in enumerate(ways):
-                d_x.addmm_(way.d_gates, _weights(problem, inputs, direction).w_ih)
+            if problem.x_is_gates:
+                d_x = torch.cat([way.d_gates for way in ways], dim=-1)
+            else:
+                d_x = x.new_zeros(x.shape)
+                for direction, way in enumerate(ways):
+                    d_x.addmm_(way.d_gates, _weights(problem, inputs, direction).w_ih)
             if ended is not None:
                 d_x.masked_fill_(ended, 0)
             d_x = d_x.view(inputs.x.shape)
@@ -210,7 +215,10 @@ def _forward(problem: Problem, inputs: LayerInputs, direction: int, outputs: Lay
     if problem.cell.name == "gru":  # b_hn stands inside the product with r
         bias[2 * units :] = b_ih[2 * units :]
     x = inputs.x.reshape(problem.rows, problem.input_size)
-    x_part = _array(torch.addmm(bias, x, w_ih.t()))
+    if problem.x_is_gates:
+        x_part = _array(x.chunk(problem.directions, dim=-1)[direction] + bias)
+    else:
+        x_part = _array(torch.addmm(bias, x, w_ih.t()))
 
     w_hh_t = _array(w_hh.t())
     h = _start(inputs.h0, direction, outputs.h_n[direction])

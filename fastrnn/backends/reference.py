@@ -142,6 +142,10 @@ class ReferenceBackend(DifferentiableBackend):
         """One direction: outputs and cell states of all steps, then the last h and c."""
         step = STEPS[problem.cell.name]
         weights = _weights_of(problem, inputs.weights, direction)
+        if problem.x_is_gates:
+            gates = weights[0].shape[0]
+            x = x[..., direction * gates : (direction + 1) * gates]
+            weights = (torch.eye(gates, dtype=x.dtype, device=x.device), *weights[1:])
         has_c = problem.cell.has_cell_state
 
         def initial(state: Tensor | None, units: int) -> Tensor:

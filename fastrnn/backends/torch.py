@@ -27,6 +27,8 @@ class TorchBackend(DifferentiableBackend):
     def supports(self, problem: Problem) -> Verdict:
         if problem.cell.torch_name is None:
             return Verdict(False, f"torch.nn has no {problem.cell.name}")
+        if problem.x_is_gates:
+            return Verdict(False, "torch.nn multiplies the input itself")
         for option in ("lengths", "reset", "keep_cell_states"):
             if getattr(problem, option):
                 return Verdict(False, f"torch.nn has no {option.removeprefix('keep_')}")

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import backends
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
-from ..functional import sequence, zeros_of_packed
+from ..functional import are_indices, sequence, zeros_of_packed
 from . import _autocast
 from ._dispatch import (
     TorchForward,
@@ -114,12 +114,12 @@ class SequenceModule(FromTorch, nn.RNNBase):
             self._check_states_of_packed(input, hx)
         states = () if hx is None else self._states(hx)
         if has_torch_function((x, *states, *weights)):
-            options = self._options(lengths, reset)
+            options = self._options(input, lengths, reset)
             if seen_by_torch_function((x, *states, *weights), options=options):
                 return self._torch_forward(input, hx)
         dtypes = None
         if recorded() or (_is_any_autocast_enabled() and not torch.compiler.is_exporting()):
-            options = self._options(lengths, reset)
+            options = self._options(input, lengths, reset)
             if options is None:
                 cell, projected = CELL_OF_MODE[self.mode], self.proj_size > 0
                 dtypes = _autocast.dtypes(cell, input, states, weights, projected=projected)
@@ -132,6 +132,7 @@ class SequenceModule(FromTorch, nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx, weights, lengths, reset, dtypes)
 
+        x = self._described(x, 2)
         rank = x.dim()
         if rank not in (2, 3):
             raise ValueError(self._rank_message.format(rank))
@@ -182,7 +183,9 @@ class SequenceModule(FromTorch, nn.RNNBase):
             hx = self.permute_hidden(hx, sorted_indices)
         tracing = torch.compiler.is_compiling()
         # torch's check of hx reads batch_sizes[0], a value that a trace does not know.
-        self._check(x, None if tracing and self._checks_as_torch else hx, batch_sizes)
+        self._check(
+            self._described(x, 1), None if tracing and self._checks_as_torch else hx, batch_sizes
+        )
         if sorted_indices is not None and isinstance(reset, Tensor) and reset.dim() == 2:
             rows = 0 if self.batch_first else 1
             if reset.shape[rows] == sorted_indices.shape[0]:  # else: refused further down
@@ -239,6 +242,13 @@ class SequenceModule(FromTorch, nn.RNNBase):
             c_n = None if c_n is None else c_n.to(dtypes.cell)
         return output, (h_n if c_n is None else (h_n, c_n)), cell_states
 
+    def _described(self, x: Tensor, most_dims: int) -> Tensor:
+        """What torch's checks are to look at: of numbers, the one-hot vectors they stand for."""
+        if not are_indices(x, most_dims):
+            return x
+        weight: Tensor = self._flat_weights[0]  # type: ignore[assignment]
+        return weight.new_empty(1).expand(*x.shape, self.input_size)
+
     def _check(self, input: Tensor, hx: Any, batch_sizes: Tensor | None) -> None:
         """torch's ``check_forward_args``, sparing zeros for states that are not given."""
         if hx is not None:
@@ -271,9 +281,14 @@ class SequenceModule(FromTorch, nn.RNNBase):
         batched = "batched 3-D" if rank == 3 else "unbatched 2-D"
         return f"For {batched} input, hx should also be {rank}-D but got {states[0].dim()}-D tensor"
 
-    def _options(self, lengths: object, reset: object) -> str | None:
+    def _options(
+        self, input: Tensor | PackedSequence, lengths: object, reset: object
+    ) -> str | None:
         """What this call wants that torch has no operator for, in words."""
         options = []
+        packed = isinstance(input, PackedSequence)
+        if are_indices(input.data if isinstance(input, PackedSequence) else input, 2 - packed):
+            options.append("integer input")
         if lengths is not None:
             options.append("lengths")
         if reset is not None:

@@ -17,8 +17,15 @@ from .. import backends
 from ..autograd import layer
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, NONLINEARITIES
+from ..functional import are_indices, look_up
 from ..problem import LayerInputs
-from ._dispatch import TorchForward, recorded, refuse_jit_script, seen_by_torch_function
+from ._dispatch import (
+    TorchForward,
+    recorded,
+    refuse_jit_script,
+    refuse_jit_trace,
+    seen_by_torch_function,
+)
 from ._from_torch import FromTorch
 from .base import check_flag, without_prepacked
 
@@ -46,13 +53,17 @@ class CellModule(FromTorch, nn.RNNCellBase):
             RuntimeError: a size, dtype or device does not fit.
             TypeError: a tensor overrides torch functions.
         """
-        has_torch = CELLS[cell].torch_name is not None
+        indices = are_indices(input, 1)
+        has_torch = CELLS[cell].torch_name is not None and not indices
         w_ih, w_hh, b_ih, b_hh = weights = self._weights()
         if has_torch_function((input, h, c, *weights)) and seen_by_torch_function(
-            (input, h, c, *weights), options=None if has_torch else cell
+            (input, h, c, *weights),
+            options=None if has_torch else "integer input" if indices else cell,
         ):
             return None
-        rank = input.dim()
+        rank = input.dim() + indices
+        if indices:
+            refuse_jit_trace("integer input")
         if has_torch:
             if rank not in (1, 2) or _is_any_autocast_enabled() or recorded():
                 return None
@@ -68,18 +79,22 @@ class CellModule(FromTorch, nn.RNNCellBase):
             ):
                 return None
         else:
-            self._check_rank("input", input)
+            self._check_rank("input", rank)
             if h is not None:
-                self._check_rank("hidden", h)
+                self._check_rank("hidden", h.dim())
 
         add_dims = _from_vector if rank == 1 else _from_matrix
+        given = [weight for weight in weights if weight is not None]
+        x = input.reshape(1, -1) if indices else add_dims(input)
+        if indices:
+            x, given = look_up(x, given, len(given), 1)
         outputs = layer(
             cell,
             LayerInputs(
-                x=add_dims(input),
+                x=x,
                 h0=None if h is None else add_dims(h),
                 c0=None if c is None else add_dims(c),
-                weights=[weight for weight in weights if weight is not None],
+                weights=given,
                 lengths=None,
                 batch_sizes=None,
                 reset=None,
@@ -114,10 +129,10 @@ class CellModule(FromTorch, nn.RNNCellBase):
     def __getstate__(self) -> dict[str, Any]:
         return without_prepacked(self.__dict__)
 
-    def _check_rank(self, name: str, tensor: Tensor) -> None:
-        if tensor.dim() not in (1, 2):
+    def _check_rank(self, name: str, rank: int) -> None:
+        if rank not in (1, 2):
             cell = type(self).__name__
-            raise ValueError(f"{cell}: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead")
+            raise ValueError(f"{cell}: Expected {name} to be 1D or 2D, got {rank}D instead")
 
 
 def _is_state(state: Tensor | None, shape: tuple[int, ...]) -> bool:
@@ -176,7 +191,8 @@ class RNNCell(CellModule):
         """The next hidden state.
 
         Args:
-            input: ``(B, I)`` or ``(I,)``.
+            input: ``(B, I)`` or ``(I,)``; or (beyond torch.nn) integers ``(B,)`` or ``()`` from 0
+                to I - 1, which stand for one-hot vectors.
             hx: ``(B, H)`` or ``(H,)``; None for zeros.
 
         Returns:
@@ -238,7 +254,8 @@ class LSTMCell(CellModule):
         """The next hidden and cell state.
 
         Args:
-            input: ``(B, I)`` or ``(I,)``.
+            input: ``(B, I)`` or ``(I,)``; or (beyond torch.nn) integers ``(B,)`` or ``()`` from 0
+                to I - 1, which stand for one-hot vectors.
             hx: h and c, each ``(B, H)`` or ``(H,)``; None for zeros.
 
         Returns:

@@ -117,7 +117,8 @@ class RNN(SequenceModule):
 
         Args:
             input: ``(T, B, I)``; ``(B, T, I)`` with batch_first; ``(T, I)`` unbatched; or a
-                ``PackedSequence``.
+                ``PackedSequence``; or (beyond torch.nn) integers from 0 to I - 1 without the last
+                dimension, which stand for one-hot vectors: see ``fastrnn.functional``.
             hx: initial states ``(L*D, B, H)``, or ``(L*D, H)`` unbatched; None for zeros.
             lengths: (beyond torch.nn) ``(B,)`` integers from 0 to T: row b ends after
                 ``lengths[b]`` steps; outputs beyond are 0, ``h_n`` is that of the last step
@@ -239,7 +240,8 @@ class LSTM(SequenceModule):
 
         Args:
             input: ``(T, B, I)``; ``(B, T, I)`` with batch_first; ``(T, I)`` unbatched; or a
-                ``PackedSequence``.
+                ``PackedSequence``; or (beyond torch.nn) integers from 0 to I - 1 without the last
+                dimension, which stand for one-hot vectors: see ``fastrnn.functional``.
             hx: initial states, a pair ``(L*D, B, R)`` and ``(L*D, B, H)``, without B when
                 unbatched; None for zeros.
             lengths: (beyond torch.nn) ``(B,)`` integers from 0 to T: row b ends after

@@ -1,10 +1,12 @@
-"""What surrounds recurrent layers in a model: batches of sequences, attention, search, n-grams.
+"""What surrounds recurrent layers in a model: batches of sequences, attention, search, n-grams,
+initial values.
 
 Everything here is plain torch, for use with fastrnn's modules and with torch.nn's.
 """
 
 from __future__ import annotations
 
+from . import init
 from .attention import (
     AdditiveScore,
     Attention,
@@ -30,6 +32,7 @@ __all__ = [
     "SymbolTable",
     "beam_search",
     "greedy_search",
+    "init",
     "length_mask",
     "masked_softmax",
     "pad",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cases import ALL_CELLS, Case
 from on_gpu import MATHS, REGIMES, Math, compare, device, expected, run
-from test_cuda_kernels import options
+from cuda_cases import options
 
 pytestmark = pytest.mark.gpu
 
