@@ -88,15 +88,15 @@ PROBLEMS: dict[str, Problem] = {"adding": Adding(), "temporal order": TemporalOr
 class Reader(nn.Module):
     """Recurrent layers that read a sequence, and a linear layer that answers at its end."""
 
-    def __init__(self, layers: nn.Module, outputs: int) -> None:
+    def __init__(self, layers: nn.RNNBase, outputs: int) -> None:
         super().__init__()
-        self.layers = layers
+        self.layers, self.inputs = layers, layers.input_size
         self.head = nn.Linear(layers.hidden_size, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(T, B, I)`` or integers ``(T, B)`` to ``(B, outputs)``."""
         if type(self.layers).__module__.startswith("torch.") and not x.is_floating_point():
-            x = nn.functional.one_hot(x, self.layers.input_size).to(self.head.weight.dtype)
+            x = nn.functional.one_hot(x, self.inputs).to(self.head.weight.dtype)
         output, _ = self.layers(x)
         answer: Tensor = self.head(output[-1])
         return answer

@@ -60,9 +60,9 @@ class Network(NamedTuple):
     prepare: Callable[[nn.Module], object]
     nonlinearity: str = "tanh"
 
-    def make(self, backend: str, inputs: int, hidden: int) -> nn.Module:
+    def make(self, backend: str, inputs: int, hidden: int) -> nn.RNNBase:
         more = {"nonlinearity": self.nonlinearity} if self.layer == "RNN" else {}
-        layer: nn.Module = getattr(library(backend), self.layer)(inputs, hidden, **more)
+        layer: nn.RNNBase = getattr(library(backend), self.layer)(inputs, hidden, **more)
         self.prepare(layer)
         return layer
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from cases import ALL_CELLS, Case
-from on_gpu import MATHS, REGIMES, Math, compare, device, expected, run
 from cuda_cases import options
+from on_gpu import MATHS, REGIMES, Math, compare, device, expected, run
 
 pytestmark = pytest.mark.gpu
 
