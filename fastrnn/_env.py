@@ -41,6 +41,12 @@ VARIABLES: tuple[Variable, ...] = (
         build_time=True,
     ),
     Variable("FASTRNN_CUDA_ARCHS", "", "GPUs to compile for, as in CMake", build_time=True),
+    Variable(
+        "FASTRNN_CUDA_DEBUG",
+        "",
+        "1: CUDA kernels end with an error instead of waiting for ever",
+        build_time=True,
+    ),
     Variable("MAX_JOBS", "", "parallel compile jobs", build_time=True),
 )
 
