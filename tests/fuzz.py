@@ -118,10 +118,8 @@ class Call:
         if mode == "autocast":
             dtype = torch.float32
         narrow = dtype not in (torch.float32, torch.float64) or mode == "autocast"
-        if (
-            narrow and options.get("nonlinearity") == "relu"
-        ):  # biases keep it from its kinks, see _prepare
-            options.pop("bias", None)
+        if narrow and options.get("nonlinearity") == "relu":
+            options.pop("bias", None)  # biases keep it from its kinks, see _prepare
         input_size = rng.choice([0] * cell + [1, 2, 3, 4, 5, 8, 9, 16, 31])
         if dtype.is_complex:  # torch has no relu for these, no dropout, no gradients of nothing
             options = {k: v for k, v in options.items() if k not in ("nonlinearity", "dropout")}

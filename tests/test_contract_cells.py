@@ -120,6 +120,29 @@ def test_dtype_of_state(kind: str) -> None:
     assert_same_error(lambda: ours(x, hx), lambda: theirs(x, hx), message=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64], ids=str)
+@pytest.mark.parametrize("grad", [True, False])
+def test_dtype_of_cell_state(dtype: torch.dtype, grad: bool) -> None:
+    """c enters no product, so torch.nn takes any dtype and promotes."""
+    ours, theirs = pair("LSTMCell", 3, 4)
+    x, h, c = torch.randn(2, 3), torch.randn(2, 4), torch.ones(2, 4, dtype=dtype)
+    with torch.set_grad_enabled(grad):
+        assert_same(ours(x, (h, c)), theirs(x, (h, c)), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_states_that_are_no_tensors(kind: str) -> None:
+    ours, theirs = pair(kind, 3, 4)
+    x = torch.zeros(2, 3)
+    array = numpy.zeros((2, 4), dtype=numpy.float32)
+    candidates: tuple[Any, ...] = (array, "x", 5)
+    if kind != "LSTMCell":
+        candidates += ((torch.zeros(2, 4),), [torch.zeros(2, 4)])
+    for state in candidates:
+        hx = (state, torch.zeros(2, 4)) if kind == "LSTMCell" else state
+        assert_same_error(lambda hx=hx: ours(x, hx), lambda hx=hx: theirs(x, hx))
+
+
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("batch", [None, 1, 4])
 @pytest.mark.parametrize("grad", [True, False])

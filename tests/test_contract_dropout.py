@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from contract import SEQUENCES, assert_same, assert_same_error, flat, packed, pair
@@ -111,3 +112,23 @@ def test_same_mask_in_double_backward(kind: str) -> None:
         return list(torch.autograd.grad(first.square().sum(), list(module.parameters())))
 
     assert_same(second(ours), second(theirs), rows=10)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_no_number(kind: str, layers: int, training: bool) -> None:
+    """Set later to something else, which the call refuses whether it needs it or not."""
+    ours, theirs = pair(kind, 3, 4, layers)
+    x = torch.randn(5, 2, 3)
+    for module in (ours, theirs):
+        module.train(training)
+    for wrong in (None, "x", [0.5]):
+        ours.dropout = theirs.dropout = wrong
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                text = assert_same_error(lambda: ours(x), lambda: theirs(x), message=False)
+                assert "dropout: expected a number" in text
+    for right in (0, numpy.float32(0), torch.tensor(0.0)):
+        ours.dropout = theirs.dropout = right
+        assert_same(ours(x), theirs(x))
