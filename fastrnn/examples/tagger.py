@@ -239,17 +239,19 @@ def load(path: Path, backend: str = "auto") -> tuple[dict[str, RNNTagger], Table
 def draw(
     path: Path, rows: Sequence[dict[str, Any]], curves: Mapping[str, Sequence[float]], score: str
 ) -> None:
-    """Scores as bars with the spread of the repeats, and training curves."""
+    """Scores with the spread of the repeats, and training curves."""
     plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    names = [row["model"] for row in rows]
     means = [100 * row[score] for row in rows]
     spreads = [100 * row["spread"] for row in rows]
-    bars = left.barh([row["model"] for row in rows], means, xerr=spreads, color="tab:blue")
-    left.bar_label(bars, fmt="%.2f", padding=4)
+    # Points, not bars: the axis does not begin at 0.
+    left.errorbar(means, names, xerr=spreads, fmt="o", capsize=4)
+    for mean, name in zip(means, names, strict=True):
+        left.annotate(f"{mean:.2f}", (mean, name), (0, 8), textcoords="offset points", ha="center")
     left.invert_yaxis()
-    low, high = min(means), max(means)
-    margin = max(high - low, 1.0)
-    left.set_xlim(max(low - margin, 0), high + 0.5 * margin)
+    left.margins(x=0.2, y=0.15)
+    left.grid(axis="x", alpha=0.3)
     left.set(xlabel=f"{score.replace('_', ' ')} on other sentences, %")
     for name, losses in curves.items():
         right.plot(*smooth(losses, 60), label=name)
