@@ -15,7 +15,15 @@ from fastrnn.examples import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(pages.DOCS.glob("*.md"))
-PROGRAMS = {"language_models", "tagger", "shapes", "seq2seq"}
+PROGRAMS = {
+    "language_models",
+    "tagger",
+    "shapes",
+    "seq2seq",
+    "why_gates",
+    "remedies",
+    "one_hot",
+}
 
 
 def text(path: Path) -> str:

@@ -1,12 +1,22 @@
-"""Two problems whose answer lies many steps back, of any length T."""
+"""Two problems whose answer lies many steps back, of any length T, and networks that learn them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
+
+from .program import library, positive, positive_float
+
+#: Steps between two looks at held-out sequences.
+BLOCK = 50
+#: Held-out sequences.
+HELD_OUT = 500
 
 
 class Problem(Protocol):
@@ -108,3 +118,61 @@ class Outcome(NamedTuple):
     steps: int
     solved: bool
     error: float
+
+
+class Network(NamedTuple):
+    """Which layer, and how its weights begin."""
+
+    layer: str
+    prepare: Callable[[nn.Module], object]
+    nonlinearity: str = "tanh"
+
+    def make(self, backend: str, inputs: int, hidden: int) -> nn.RNNBase:
+        more = {"nonlinearity": self.nonlinearity} if self.layer == "RNN" else {}
+        layer: nn.RNNBase = getattr(library(backend), self.layer)(inputs, hidden, **more)
+        self.prepare(layer)
+        return layer
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a training."""
+    parser.add_argument("--steps", type=positive, default=800, help="most steps of a training")
+    parser.add_argument("--hidden", type=positive, default=48, help="units")
+    parser.add_argument("--batch", type=positive, default=32, help="sequences in a batch")
+    parser.add_argument("--rate", type=positive_float, default=3e-3, help="learning rate")
+    parser.add_argument("--clip", type=positive_float, default=1.0, help="bound of gradients")
+
+
+def learn(
+    network: Network,
+    problem: Problem,
+    length: int,
+    options: argparse.Namespace,
+    bar: Any,
+) -> tuple[Reader, Outcome]:
+    """Train until the problem is solved or the steps are used up."""
+    torch.manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(options.seed)
+    layer = network.make(options.backend, problem.inputs, options.hidden)
+    model = Reader(layer, problem.outputs)
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.rate)
+    x, y = problem.batch(length, HELD_OUT, torch.Generator().manual_seed(options.seed + 1))
+    steps, error = 0, math.inf
+    while steps < options.steps and error > problem.solved:
+        for _ in range(min(BLOCK, options.steps - steps)):
+            inputs, target = problem.batch(length, options.batch, generator)
+            optimizer.zero_grad(set_to_none=True)
+            problem.loss(model(inputs), target).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            optimizer.step()
+            steps += 1
+            bar.update()
+        with torch.no_grad():
+            error = problem.error(model(x), y)
+    bar.update(options.steps - steps)
+    return model, Outcome(steps, error <= problem.solved, error)
+
+
+def cell(outcome: Outcome) -> str:
+    """An outcome as a cell of a table."""
+    return f"{outcome.steps}" if outcome.solved else f"({outcome.error:.2g})"

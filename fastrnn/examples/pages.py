@@ -137,11 +137,79 @@ def shapes(content: Content) -> str:
     )
 
 
+def _outcome(outcome: Content) -> str:
+    return f"{outcome['steps']:,}" if outcome["solved"] else f"({outcome['error']:.2g})"
+
+
+def why_gates(content: Content) -> str:
+    parts = []
+    for problem, rows in content["problems"].items():
+        lengths = next(iter(rows.values()))
+        header = (f"{problem}: steps until solved, or (error)", *(f"T = {n}" for n in lengths))
+        body = [(name, *(_outcome(each) for each in row.values())) for name, row in rows.items()]
+        parts.append(table(header, body))
+    fresh = [
+        (
+            name,
+            f"{each['spectral_radius']:.2f}",
+            f"{each['first_over_last']:.1e}",
+            ""
+            if each["median_forgetting_time"] is None
+            else f"{each['median_forgetting_time']:.1f}",
+        )
+        for name, each in content["gradients"].items()
+    ]
+    header = (
+        "fresh network",
+        "spectral radius",
+        "gradient at the first step, of that at the last",
+        "median forgetting time",
+    )
+    return "\n\n".join([*parts, table(header, fresh)])
+
+
+def remedies(content: Content) -> str:
+    first = [(name, _outcome(each)) for name, each in content["networks"].items()]
+    second = [
+        (
+            name,
+            f"{each['first_loss']:.2g}",
+            "not a number" if each["last_loss"] is None else f"{each['last_loss']:.2g}",
+            f"{each['steps']}",
+            f"{each['largest_gradient']:.1e}",
+        )
+        for name, each in content["clipping"].items()
+    ]
+    header = ("clipping", "first loss", "last loss", "steps", "largest gradient")
+    return (
+        f"T = {content['length']}, at most {content['most_steps']:,} steps.\n\n"
+        f"{table(('network', 'steps until solved, or (error)'), first)}\n\n{table(header, second)}"
+    )
+
+
+def one_hot(content: Content) -> str:
+    rows = content["step_seconds"]
+    forms = next(iter(rows.values()))
+    body = [
+        (f"{int(n):,}", *(f"{1e3 * s:.2f} ms" for s in row.values())) for n, row in rows.items()
+    ]
+    worst = max(content["differences"].values())
+    sequences = f"{content['batch']} sequences of {content['length']} steps"
+    return (
+        f"{content['hidden']} units, {sequences}. Outputs and gradients of the first two forms "
+        f"differ by at most {worst:.0e} of the largest value.\n\n"
+        f"{table(('symbols', *forms), body)}"
+    )
+
+
 RENDERERS: dict[str, Callable[[Content], str]] = {
     "language_models": language_models,
     "tagger": tagger,
     "seq2seq": seq2seq,
     "shapes": shapes,
+    "why_gates": why_gates,
+    "remedies": remedies,
+    "one_hot": one_hot,
 }
 
 

@@ -3,10 +3,9 @@
 ``python -m fastrnn.examples.why_gates`` draws, for vanilla layers with a small, a critical and a
 large spectral radius, with relu and identity, and for a GRU and an LSTM, what of a gradient reaches
 each step, the eigenvalues of the recurrent weights, and how long an input still moves the last
-state. Then each learns the adding problem and the temporal order problem at growing lengths; and a
-network whose gradients explode learns without clipping, with it by norm, and by value. It writes
-``why_gates.json``, ``.png`` and ``.pt`` to ``--out``. ``--data`` reads a text, whose characters are
-the sequences for the pictures.
+state. Then each learns the adding problem and the temporal order problem at growing lengths. It
+writes ``why_gates.json``, ``.png`` and ``.pt`` to ``--out``. ``--data`` reads a text, whose
+characters are the sequences for the pictures.
 
 The page with formulas and results: ``docs/why_gates.md``, beside this file.
 """
@@ -14,12 +13,11 @@ The page with formulas and results: ``docs/why_gates.md``, beside this file.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,44 +25,19 @@ from torch import Tensor, nn
 from .. import diagnostics, use_backend
 from ..diagnostics import plots
 from ..nn import init
-from .long_memory import PROBLEMS, Outcome, Problem, Reader
+from .long_memory import PROBLEMS, Network, Outcome, Reader, add_options, cell, learn
 from .program import (
     common_parser,
     execute,
-    library,
     optional,
     parse_options,
     positive,
-    positive_float,
     print_table,
     pyplot,
     stem,
     write_checkpoint,
     write_results,
 )
-
-#: Steps between two looks at held-out sequences.
-BLOCK = 50
-#: Held-out sequences.
-HELD_OUT = 500
-#: Steps of plain gradient descent, with and without clipping.
-DESCENT_STEPS = 100
-#: A loss this many times the first one has exploded.
-EXPLODED = 100.0
-
-
-class Network(NamedTuple):
-    """A row of the table: which layer, and how its weights begin."""
-
-    layer: str
-    prepare: Callable[[nn.Module], object]
-    nonlinearity: str = "tanh"
-
-    def make(self, backend: str, inputs: int, hidden: int) -> nn.RNNBase:
-        more = {"nonlinearity": self.nonlinearity} if self.layer == "RNN" else {}
-        layer: nn.RNNBase = getattr(library(backend), self.layer)(inputs, hidden, **more)
-        self.prepare(layer)
-        return layer
 
 
 def _scaled(radius: float) -> Callable[[nn.Module], object]:
@@ -85,11 +58,6 @@ NETWORKS: dict[str, Network] = {
     "GRU": Network("GRU", _gated),
     "LSTM": Network("LSTM", _gated),
 }
-#: What is done to gradients, and a network that needs it: its state grows by 3 % in each step.
-CLIPPINGS = ("none", "norm", "value")
-GROWING = Network("RNN", lambda layer: init.recurrent_identity_(layer, 1.03), "relu")
-#: Momentum and rate of plain gradient descent there; Adam divides by the size of gradients.
-DESCENT_RATE, MOMENTUM = 0.01, 0.9
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -104,83 +72,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK"
     )
-    parser.add_argument("--steps", type=positive, default=600, help="most steps of a training")
-    parser.add_argument("--hidden", type=positive, default=48, help="units")
-    parser.add_argument("--batch", type=positive, default=32, help="sequences in a batch")
-    parser.add_argument("--rate", type=positive_float, default=3e-3, help="learning rate")
-    parser.add_argument("--clip", type=positive_float, default=1.0, help="bound of gradients")
+    add_options(parser)
     parser.add_argument("--pictured", type=positive, default=100, help="steps in the pictures")
     return parse_options(parser, arguments)
-
-
-def learn(
-    network: Network,
-    problem: Problem,
-    length: int,
-    options: argparse.Namespace,
-    bar: Any,
-) -> tuple[Reader, Outcome]:
-    """Train until the problem is solved, the loss has exploded, or the steps are used up."""
-    torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
-    layer = network.make(options.backend, problem.inputs, options.hidden)
-    model = Reader(layer, problem.outputs)
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.rate)
-    x, y = problem.batch(length, HELD_OUT, torch.Generator().manual_seed(options.seed + 1))
-    steps, error = 0, math.inf
-    while steps < options.steps and error > problem.solved:
-        for _ in range(min(BLOCK, options.steps - steps)):
-            inputs, target = problem.batch(length, options.batch, generator)
-            optimizer.zero_grad(set_to_none=True)
-            problem.loss(model(inputs), target).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-            optimizer.step()
-            steps += 1
-            bar.update()
-        with torch.no_grad():
-            error = problem.error(model(x), y)
-    bar.update(options.steps - steps)
-    return model, Outcome(steps, error <= problem.solved, error)
-
-
-class Descent(NamedTuple):
-    """Losses of plain gradient descent, up to the step at which they are no numbers any more."""
-
-    losses: list[float]
-    largest_gradient: float
-
-    @property
-    def exploded(self) -> bool:
-        return not math.isfinite(self.losses[-1]) or self.losses[-1] > EXPLODED * self.losses[0]
-
-
-def descend(clipping: str, length: int, options: argparse.Namespace) -> Descent:
-    """Learn the adding problem by a network whose gradients explode."""
-    problem = PROBLEMS["adding"]
-    torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
-    layer = GROWING.make(options.backend, problem.inputs, options.hidden)
-    model = Reader(layer, problem.outputs)
-    parameters = list(model.parameters())
-    optimizer = torch.optim.SGD(parameters, DESCENT_RATE, MOMENTUM)
-    losses: list[float] = []
-    largest = 0.0
-    for _ in range(DESCENT_STEPS):
-        inputs, target = problem.batch(length, options.batch, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss = problem.loss(model(inputs), target)
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            break
-        loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        largest = max(largest, float(norm))
-        if clipping == "norm":
-            nn.utils.clip_grad_norm_(parameters, options.clip)
-        elif clipping == "value":
-            nn.utils.clip_grad_value_(parameters, options.clip / 100)
-        optimizer.step()
-    return Descent(losses, largest)
 
 
 class Picture(NamedTuple):
@@ -222,8 +116,10 @@ def sequences(options: argparse.Namespace) -> Tensor:
     return nn.functional.one_hot(symbols.t()).float()
 
 
-def draw(path: Path, pictures: Mapping[str, Picture], descents: Mapping[str, Descent]) -> None:
-    """Gradients, influence, eigenvalues, and losses with and without clipping."""
+def draw(
+    path: Path, pictures: Mapping[str, Picture], gates: Mapping[str, diagnostics.Saturation]
+) -> None:
+    """Gradients, influence, eigenvalues, and gates of the LSTM that learned the longest sums."""
     plt = pyplot()
     figure, panels = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
     plots.plot_norms(
@@ -241,27 +137,33 @@ def draw(path: Path, pictures: Mapping[str, Picture], descents: Mapping[str, Des
         panels[1, 0],
         title="eigenvalues of the recurrent weights",
     )
-    axis = panels[1, 1]
-    for name, each in descents.items():
-        finite = [loss for loss in each.losses if math.isfinite(loss)]
-        axis.plot(finite, label=f"clipping: {name}")
-        if len(finite) < len(each.losses):
-            axis.plot(len(finite) - 1, finite[-1], "x", color=axis.lines[-1].get_color())
-    axis.set(yscale="log", xlabel="step", title="loss of a network with exploding gradients")
-    axis.legend(fontsize="small")
+    plots.plot_saturation(
+        gates, panels[1, 1], title="gates of the LSTM that learned the adding problem"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def gates_of(
+    models: Mapping[str, Reader], options: argparse.Namespace
+) -> dict[str, diagnostics.Saturation]:
+    """Saturation of the trained LSTM's gates; empty where there is none."""
+    model = models.get("adding, LSTM")
+    if model is None:
+        return {}
+    generator = torch.Generator().manual_seed(options.seed)
+    inputs, _ = PROBLEMS["adding"].batch(max(options.lengths), 32, generator)
+    with use_backend(None):
+        return diagnostics.saturation(diagnostics.trace(model.layers, inputs)[0])
 
 
 def run(options: argparse.Namespace) -> list[str]:
     started = time.perf_counter()
     inputs = sequences(options)
     pictures = {name: picture(NETWORKS[name], inputs, options) for name in options.networks}
-    longest = max(options.lengths)
-    descents = {clipping: descend(clipping, longest, options) for clipping in CLIPPINGS}
     outcomes: dict[str, dict[str, dict[int, Outcome]]] = {}
-    models: dict[str, nn.Module] = {}
+    models: dict[str, Reader] = {}
     total = len(PROBLEMS) * len(options.networks) * len(options.lengths) * options.steps
     with optional("tqdm").tqdm(total=total, unit="step", disable=None) as bar:
         for problem_name, problem in PROBLEMS.items():
@@ -281,18 +183,9 @@ def run(options: argparse.Namespace) -> list[str]:
             ["network", *(f"T={length}" for length in options.lengths)],
             [[name, *(cell(each) for each in row.values())] for name, row in rows.items()],
         )
-    print(f"\nadding problem, T={longest}, plain gradient descent: last loss, largest gradient")
-    print_table(
-        ["clipping", "loss", "gradient"],
-        [
-            [name, f"{each.losses[-1]:.2g}", f"{each.largest_gradient:.2g}"]
-            for name, each in descents.items()
-        ],
-    )
     name = stem(options)
-    draw(options.out / f"{name}.png", pictures, descents)
-    sizes = {"hidden": options.hidden, "longest": longest}
-    write_checkpoint(options.out / f"{name}.pt", models, **sizes)
+    draw(options.out / f"{name}.png", pictures, gates_of(models, options))
+    write_checkpoint(options.out / f"{name}.pt", models, hidden=options.hidden)
     write_results(
         options.out / f"{name}.json",
         options,
@@ -311,15 +204,6 @@ def run(options: argparse.Namespace) -> list[str]:
                 }
                 for problem_name, rows in outcomes.items()
             },
-            "clipping": {
-                clipping: {
-                    "exploded": each.exploded,
-                    "first_loss": each.losses[0],
-                    "last_loss": each.losses[-1] if math.isfinite(each.losses[-1]) else None,
-                    "steps": len(each.losses),
-                }
-                for clipping, each in descents.items()
-            },
             "gradients": {
                 picture_name: {
                     "first_over_last": (each.norms[0] / each.norms[-1]).item(),
@@ -333,11 +217,6 @@ def run(options: argparse.Namespace) -> list[str]:
     )
     print(f"\nwritten to {options.out}/: {name}.json, {name}.png, {name}.pt")
     return []
-
-
-def cell(outcome: Outcome) -> str:
-    """An outcome as a cell of the table."""
-    return f"{outcome.steps}" if outcome.solved else f"({outcome.error:.2g})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
