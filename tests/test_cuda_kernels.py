@@ -86,15 +86,19 @@ def test_wide_tiles(cell: str, regime: str) -> None:
 def test_a_cluster_of_sixteen(cell: str) -> None:
     """More than every device with clusters can have: where the occupancy query says so."""
     case = Case(cell, torch.float16, steps=3, hidden_size=130, batch=18, reset="random")
-    device = {"multiprocessors": 16, "multiprocessors_per_group": 16, "cluster_limit": 16}
-    with registered("cluster-16-1", **device) as name:
+    has = {"multiprocessors": 16, "multiprocessors_per_group": 16, "cluster_limit": 16}
+    with registered("cluster-16-1", **has) as name:
         check(results(arguments(case), backend=name), reference(arguments(case)), case)
-    device["multiprocessors_per_group"] = 8  # at 128 registers a thread two blocks share one
-    with registered("cluster-16-1", **device, registers_per_thread=255) as name:
-        with pytest.raises(RuntimeError, match="the regime cluster cannot run this"):
-            results(arguments(case), backend=name)
-        with registered(**device, registers_per_thread=255) as free:
-            check(results(arguments(case), backend=free), reference(arguments(case)), case)
+    # Groups of 8 multiprocessors, each with registers for one block only.
+    has_not = {"multiprocessors": 24, "multiprocessors_per_group": 8, "cluster_limit": 16}
+    has_not["registers_per_thread"] = 255
+    with (
+        registered("cluster-16-1", **has_not) as name,
+        pytest.raises(RuntimeError, match="the regime cluster cannot run this"),
+    ):
+        results(arguments(case), backend=name)
+    with registered(**has_not) as name:
+        check(results(arguments(case), backend=name), reference(arguments(case)), case)
 
 
 @pytest.mark.parametrize("cell", ALL_CELLS)

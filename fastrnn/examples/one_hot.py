@@ -108,7 +108,7 @@ class Forms:
         worst = 0.0
         expected = [self.one_hot(), *(p.grad for p in self.lstm.parameters())]
         expected = [tensor.detach().clone() for tensor in expected]
-        actual = [self.numbers(), *(p.grad for p in self.lstm.parameters())]
+        actual = [self.numbers().detach(), *(p.grad for p in self.lstm.parameters())]
         for a, e in zip(actual, expected, strict=True):
             worst = max(worst, float((a - e).abs().max() / e.abs().max()))
         return worst
