@@ -19,6 +19,11 @@ import fastrnn
 
 BFLOAT16 = torch.bfloat16
 
+ON_A_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
     pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd:UserWarning"),
@@ -173,7 +178,7 @@ def test_packed_data_of_changing_sizes(kind: str, sorted: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=str)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_A_GPU)], ids=str)
 def test_reduce_overhead(device: str) -> None:
     """The whole way through Inductor; on a GPU with CUDA graphs."""
     model = Model().to(device)
