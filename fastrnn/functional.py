@@ -216,8 +216,7 @@ def sequence(
     directions = 2 if bidirectional else 1
     if num_layers < 1:
         raise ValueError(f"num_layers: expected 1 or more, got {num_layers}")
-    if type(dropout) is not float and not isinstance(dropout, numbers.Real | Tensor):
-        raise TypeError(f"dropout: expected a number from 0 to 1, got {type(dropout).__name__}")
+    _check_probability("dropout", dropout)
     _check_tensor("h0", h0)
     _check_tensor("c0", c0)
     _check_tensor("reset", reset, "tensor of torch.bool")
@@ -321,6 +320,11 @@ def sequence(
         c_n,
         tuple(to_user(c) for c in cell_states),
     )
+
+
+def _check_probability(name: str, value: object) -> None:
+    if type(value) is not float and not isinstance(value, numbers.Real | Tensor):
+        raise TypeError(f"{name}: expected a number from 0 to 1, got {type(value).__name__}")
 
 
 def _check_tensor(name: str, value: object, kind: str = "Tensor") -> None:
