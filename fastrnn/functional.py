@@ -219,7 +219,7 @@ def sequence(
     directions = 2 if bidirectional else 1
     if num_layers < 1:
         raise ValueError(f"num_layers: expected 1 or more, got {num_layers}")
-    _check_number("dropout", dropout)
+    _check_probability("dropout", dropout)
     _check_tensor("h0", h0)
     _check_tensor("c0", c0)
     _check_tensor("reset", reset, "tensor of torch.bool")
@@ -385,7 +385,7 @@ def look_up(
     return torch.cat(gates, dim=-1).view(*indices.shape, -1), left
 
 
-def _check_number(name: str, value: object) -> None:
+def _check_probability(name: str, value: object) -> None:
     if type(value) is not float and not isinstance(value, numbers.Real | Tensor):
         raise TypeError(f"{name}: expected a number from 0 to 1, got {type(value).__name__}")
 

@@ -82,6 +82,21 @@ def test_converted_modules(kind: str) -> None:
         assert_same(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_are_contiguous(kind: str, steps: int, layers: int, dtype: torch.dtype) -> None:
+    """Whatever layout the states come in, and whoever serves the call."""
+    ours, theirs = pair(kind, 3, 4, layers, dtype=dtype)
+    x = torch.randn(steps, 5, 3, dtype=dtype)
+    given = flat(states(ours, 5, dtype))
+    transposed = [state.transpose(0, 2).contiguous().transpose(0, 2) for state in given]
+    hx = tuple(transposed) if kind == "LSTM" else transposed[0]
+    for module in (ours, theirs):
+        assert all(output.is_contiguous() for output in flat(module(x, hx)))
+
+
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
 @pytest.mark.parametrize("hx_given", [True, False])
 def test_meta(kind: str, hx_given: bool) -> None:

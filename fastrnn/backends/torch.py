@@ -65,13 +65,17 @@ class TorchBackend(DifferentiableBackend):
     def _step(
         self, problem: Problem, inputs: LayerInputs, hx: Tensor | tuple[Tensor, Tensor]
     ) -> LayerOutputs:
-        """One step by torch's cell, which costs a third of its sequence function."""
+        """One step by torch's cell, which costs a third of its sequence function.
+
+        The state of a cell has the layout that its arguments lead to, that of a sequence none but
+        the contiguous one.
+        """
         step = _STEPS[str(problem.cell.torch_name)]
         weights = list(inputs.weights) + [None] * (4 - len(inputs.weights))
         if isinstance(hx, tuple):
-            h, c = step(inputs.x[0], [hx[0][0], hx[1][0]], *weights)
+            h, c = map(Tensor.contiguous, step(inputs.x[0], [hx[0][0], hx[1][0]], *weights))
             return LayerOutputs(h.unsqueeze(0), h.unsqueeze(0).clone(), c.unsqueeze(0), None, None)
-        h = step(inputs.x[0], hx[0], *weights)
+        h = step(inputs.x[0], hx[0], *weights).contiguous()
         return LayerOutputs(h.unsqueeze(0), h.unsqueeze(0).clone(), None, None, None)
 
 

@@ -108,9 +108,9 @@ class SequenceModule(FromTorch, nn.RNNBase):
         # Weights are read at each call, and never kept in another form: writes through .data,
         # numpy or another process go unnoticed by any cache.
         weights: list[Tensor] = self._flat_weights  # type: ignore[assignment]
-        x = input.data if isinstance(input, PackedSequence) else input
         if isinstance(input, PackedSequence):
             self._check_states_of_packed(input, hx)
+        x = input.data if isinstance(input, PackedSequence) else input
         states = () if hx is None else self._states(hx)
         if has_torch_function((x, *states, *weights)):
             options = self._options(input, lengths, reset)
