@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .program import span_label
+
 HERE = Path(__file__).resolve().parent
 DOCS, RESULTS = HERE / "docs", HERE / "results"
 MARKED = re.compile(
@@ -101,7 +103,7 @@ def seq2seq(content: Content) -> str:
     ]
     header_by_length = (
         "symbols of the source",
-        *(f"{group['first']} to {group['last']}" for group in groups),
+        *(span_label(group["first"], group["last"]) for group in groups),
     )
     pairs = content["pairs"]
     return (

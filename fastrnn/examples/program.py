@@ -291,6 +291,10 @@ def smooth(values: Sequence[float], pieces: int = 200) -> tuple[list[float], lis
     return [size * (k + 0.5) for k in range(len(means))], means
 
 
+def span_label(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need, the first aligned left, the others right."""
     widths = [max(len(line[k]) for line in (header, *rows)) for k in range(len(header))]

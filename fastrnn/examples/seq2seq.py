@@ -37,6 +37,7 @@ from .program import (
     pyplot,
     read_checkpoint,
     size_of,
+    span_label,
     stem,
     train,
     write_checkpoint,
@@ -182,7 +183,7 @@ def draw(
     for row in rows:
         groups = row["by_length"]
         axes[-1].plot(
-            [f"{group['first']}-{group['last']}" for group in groups],
+            [span_label(group["first"], group["last"]) for group in groups],
             [100 * group["error_rate"] for group in groups],
             marker="o",
             label=row["score"],
@@ -242,7 +243,7 @@ def run(options: argparse.Namespace) -> list[str]:
             "greedy",
             f"beam {options.beam}",
             "wrong sequences",
-            *(f"{g['first']}-{g['last']}" for g in rows[0]["by_length"]),
+            *(span_label(g["first"], g["last"]) for g in rows[0]["by_length"]),
         ),
         [
             (
