@@ -63,7 +63,7 @@ format: $(VENV)/installed
 	$(CLANG_FORMAT) -i $(CPP)
 
 clean:
-	rm -rf '$(VENV)' build dist *.egg-info fastrnn/_C.*.so fastrnn/_cuda.*.so
+	rm -rf '$(VENV)' build dist *.egg-info fastrnn/_C.*.so fastrnn/_launches.*.so fastrnn/_cuda.*.so
 
 # Without build isolation, so that later compiles need no network and can be incremental. torch goes
 # first: one that is there satisfies fastrnn's requirement and is left alone.

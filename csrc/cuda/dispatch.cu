@@ -31,7 +31,7 @@ int64_t cuda_dense_rows(const Sizes& sizes, const CudaCall& call, int64_t* index
   const HostTimeline time(sizes, arena, what);
   if (!call.workspace) return arena.used();
   const DenseRowsArgs args = {time.on_device(call.stream), index};
-  launch(dense_rows, over(sizes.steps * sizes.batch, call.stream), args, what);
+  launch(dense_rows_kernel(), over(sizes.steps * sizes.batch, call.stream), args, what);
   return arena.used();
 }
 

@@ -1,8 +1,6 @@
 // One layer, forward and backward: the functions of the table in kernels.h.
 #pragma once
 
-#include "backward.cuh"
-#include "forward.cuh"
 #include "schedule.cuh"
 
 FASTRNN_NAMESPACE_BEGIN
@@ -64,7 +62,8 @@ int64_t cuda_forward(const CudaForward& p, const CudaCall& call) {
                               args.cell_states};
   const int64_t padding = p.lengths ? p.steps * p.batch * D * (R > H ? R : H) : 0;
   const int64_t states = D * p.batch * H;
-  launch(start<Math>, over(states > padding ? states : padding, call.stream), starting, what);
+  launch(start_kernel<Math>(), over(states > padding ? states : padding, call.stream), starting,
+         what);
   schedule.run(args, time);
   return arena.used();
 }
@@ -121,7 +120,7 @@ int64_t cuda_backward(const CudaBackward& p, const CudaCall& call) {
   }
   if (restores) {
     const int64_t each = (Cell::kDirect ? 1 : p.steps) * D * p.batch * H;
-    launch(restore<Cell, Math, kProjected>, over(each, call.stream), restoring, what);
+    launch(restore_kernel<Cell, Math, kProjected>(), over(each, call.stream), restoring, what);
   }
   schedule.pack_weights(args);
   if (p.grad_h0) set_to_zero(args.first.rows, schedule.exchange_bytes(0), call.stream, what);
@@ -129,7 +128,7 @@ int64_t cuda_backward(const CudaBackward& p, const CudaCall& call) {
 
   if (p.grad_c0) {
     FinishArgs<Math> finishing = {args.time, H, int(D), args.grad_c_n, args.dc, (S*)p.grad_c0};
-    launch(finish<Math>, over(D * p.batch * H, call.stream), finishing, what);
+    launch(finish_kernel<Math>(), over(D * p.batch * H, call.stream), finishing, what);
   }
   if (p.grad_h0) {
     InitialArgs<Math> initial;

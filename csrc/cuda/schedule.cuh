@@ -9,11 +9,9 @@
 
 #include "../core/arena.h"
 #include "../core/arguments.h"
-#include "backward.cuh"
+#include "handles.cuh"
 #include "kernels.h"
 #include "plan.h"
-#include "prepare.cuh"
-#include "sequence.cuh"
 
 FASTRNN_NAMESPACE_BEGIN
 
@@ -60,7 +58,7 @@ class HostTimeline {
       memcpy(args.words, words.data() + sent, args.count * sizeof(uint32_t));
       Launch how;
       how.threads = 256, how.stream = stream;
-      launch(upload, how, args, what_);
+      launch(upload_kernel(), how, args, what_);
     }
     time.offset = (const int64_t*)memory_;
     time.length = (const int*)(memory_ + 2 * (T + 1));
@@ -118,7 +116,7 @@ class Schedule {
   using S = typename Math::Storage;
   // Sums of a larger tile would not fit in the registers of a thread.
   static constexpr int kMostBlocks = sizeof(typename Math::Number) == 8 ? 1 : 2;
-  using Kernel = void (*)(Args);
+  using Kernel = KernelOf<Args>;
 
  public:
   Schedule(const Sizes& sizes, const CudaCall& call, const StageSource* sources, const char* what)
@@ -218,7 +216,7 @@ class Schedule {
                                   (S*)product.weights[d]};
         const int64_t values = int64_t(product.groups) * product.bricks * from.gates *
                                plan_.unit_blocks * 512 / int64_t(sizeof(S));
-        launch(pack<Math>, over(values, call_.stream), packing, what_);
+        launch(pack_kernel<Math>(), over(values, call_.stream), packing, what_);
       }
   }
 
@@ -258,10 +256,10 @@ class Schedule {
     Launch how = team(1, int(2 * plan_.partial_bytes));
     how.grid[0] = unsigned(args.products[0].groups), how.grid[2] = unsigned(sizes_.directions);
     how.grid[1] = unsigned(plan_.tiles < 65535 ? plan_.tiles : 65535);
-    auto kernel = run_sequence<InitialPass<Math>, TileShape<Math, 1>, GlobalExchange>;
+    auto kernel = sequence_kernel<InitialPass<Math>, TileShape<Math, 1>, GlobalExchange>();
     if constexpr (kMostBlocks == 2)
       if (plan_.unit_blocks == 2)
-        kernel = run_sequence<InitialPass<Math>, TileShape<Math, 2>, GlobalExchange>;
+        kernel = sequence_kernel<InitialPass<Math>, TileShape<Math, 2>, GlobalExchange>();
     launch(kernel, how, args, what_);
   }
 
@@ -298,10 +296,10 @@ class Schedule {
     const bool shared = regime == Regime::processor || regime == Regime::cluster;
     if constexpr (kMostBlocks == 2)
       if (unit_blocks == 2)
-        return shared ? run_sequence<Pass, TileShape<Math, 2>, ClusterExchange>
-                      : run_sequence<Pass, TileShape<Math, 2>, GlobalExchange>;
-    return shared ? run_sequence<Pass, TileShape<Math, 1>, ClusterExchange>
-                  : run_sequence<Pass, TileShape<Math, 1>, GlobalExchange>;
+        return shared ? sequence_kernel<Pass, TileShape<Math, 2>, ClusterExchange>()
+                      : sequence_kernel<Pass, TileShape<Math, 2>, GlobalExchange>();
+    return shared ? sequence_kernel<Pass, TileShape<Math, 1>, ClusterExchange>()
+                  : sequence_kernel<Pass, TileShape<Math, 1>, GlobalExchange>();
   }
 
   const Sizes& sizes_;
