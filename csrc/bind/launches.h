@@ -46,13 +46,17 @@ class Launches {
 inline void bind_launches(pybind11::module_& m) {
   pybind11::class_<Launches>(m, "Launches").def("entries", &Launches::entries);
   m.def("take_launches", [] { return std::make_unique<Launches>(std::exchange(recorded(), {})); });
-  m.def("describe_device", [](int device, int capability, int processors, int shared_bytes) {
-    DeviceProperties properties;
-    properties.capability = capability, properties.processors = processors;
-    properties.shared_bytes = shared_bytes;
-    describe_device(device, properties);
-  });
-  m.def("set_residency", &set_residency);
+  // Nobody waits for the recorder's mutex with the GIL: who has the one may need the other.
+  m.def(
+      "describe_device",
+      [](int device, int capability, int processors, int shared_bytes) {
+        DeviceProperties properties;
+        properties.capability = capability, properties.processors = processors;
+        properties.shared_bytes = shared_bytes;
+        describe_device(device, properties);
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("set_residency", &set_residency, pybind11::call_guard<pybind11::gil_scoped_release>());
 }
 
 }  // namespace fastrnn

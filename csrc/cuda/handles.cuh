@@ -11,6 +11,8 @@
 #include "../launches/type_names.h"
 #endif
 
+#if !defined(__CUDACC_RTC__)
+
 FASTRNN_NAMESPACE_BEGIN
 
 // FASTRNN_HANDLE(name, arguments, kernel)
@@ -64,3 +66,5 @@ KernelOf<typename Pass::Args> sequence_kernel() {
 #undef FASTRNN_HANDLE
 
 FASTRNN_NAMESPACE_END
+
+#endif  // NVRTC, which compiles what is included above

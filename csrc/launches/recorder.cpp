@@ -15,8 +15,9 @@ struct Described {
   std::map<std::string (*)(), std::string> names;  // each made once
   Residency resident_blocks;
 };
+// Never destroyed: Python, which answers, ends first.
 Described& described() {
-  static Described instance;
+  static Described& instance = *new Described;
   return instance;
 }
 

@@ -8,7 +8,7 @@ products is dense, so that no product meets padding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -117,8 +117,8 @@ class _Call:
 
     def run(self, name: str, *arguments: object) -> None:
         """Call a function of the extension with a workspace of the size it asks for."""
-        function = getattr(self.backend.extension(), name)
         device, stream = self.problem.device.index or 0, self.backend.stream(self.problem)
+        function = self.backend.function(name, device, stream)
         own = (self.sizes, self.masks, *arguments)
         choice = self.backend.choice
         front = () if name == "dense_rows" else (self.math, self.cell)
@@ -155,6 +155,11 @@ class CudaBackend(FusedBackend):
         extension = self._extension or load()[0]
         assert extension is not None
         return extension
+
+    def function(self, name: str, device: int, stream: int) -> Callable[..., int]:
+        """A function that launches kernels on that stream, which its arguments name too."""
+        launching: Callable[..., int] = getattr(self.extension(), name)
+        return launching
 
     def stream(self, problem: Problem) -> int:
         return torch.cuda.current_stream(problem.device).cuda_stream
