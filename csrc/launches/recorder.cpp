@@ -66,6 +66,7 @@ DeviceGuard::DeviceGuard(int device, const char*) {
 }
 
 void record(const KernelName& kernel, const Launch& how, const void* argument) {
+  if (how.cluster > 1) throw std::logic_error("fastrnn: a cluster was planned where there is none");
   Recorded entry;
   entry.kernel = &name_of(kernel), entry.how = how, entry.bytes = int64_t(kernel.argument_bytes);
   entry.argument.reset(new unsigned char[kernel.argument_bytes]);

@@ -169,6 +169,7 @@ class CupyBackend(CudaBackend):
     def __init__(self) -> None:
         super().__init__()
         self._devices: dict[int, _Device] = {}
+        self._verdict: Verdict | None = None
 
     def cupy(self) -> Any:
         import cupy
@@ -190,29 +191,29 @@ class CupyBackend(CudaBackend):
             return Verdict(False, "CuPy is not installed (pip install fastrnn[cupy])")
         if not torch.cuda.is_available():
             return Verdict(False, "torch sees no GPU")
-        return self._driver()
+        return self._driver_verdict()
 
-    @functools.cache  # noqa: B019
-    def _driver(self) -> Verdict:
-        """What CuPy says to the GPU that torch sees; it takes a while to import."""
-        try:
-            count = self.cupy().cuda.runtime.getDeviceCount()
-        except (ImportError, RuntimeError) as error:
-            return Verdict(False, f"CuPy does not work here ({error})")
-        if count == 0:
-            return Verdict(False, "CuPy sees no GPU")
-        return Verdict(True, _SERVES)
+    def _driver_verdict(self) -> Verdict:
+        """What CuPy says to the GPU that torch sees. It takes a while to import, so once."""
+        if self._verdict is None:
+            try:
+                count = self.cupy().cuda.runtime.getDeviceCount()
+                self._verdict = Verdict(count > 0, _SERVES if count else "CuPy sees no GPU")
+            except (ImportError, RuntimeError) as error:
+                self._verdict = Verdict(False, f"CuPy does not work here ({error})")
+        return self._verdict
 
     def supports(self, problem: Problem) -> Verdict:
         verdict = super().supports(problem)
         if not verdict.ok:
             return verdict
-        found = self._capability(problem)
+        found = self.capability(problem)
         if found < _LEAST_CAPABILITY:
             return Verdict(False, "compute capability 8.0 or later only, not {}.{}".format(*found))
         return Verdict(True, _SERVES)
 
-    def _capability(self, problem: Problem) -> tuple[int, int]:
+    def capability(self, problem: Problem) -> tuple[int, int]:
+        """Compute capability of the problem's device."""
         return torch.cuda.get_device_capability(problem.device)
 
     def _device(self, index: int) -> _Device:
