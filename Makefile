@@ -16,7 +16,7 @@ PYTHON_SOURCES := fastrnn tests bench setup.py
 
 # What takes long without a GPU: every CUDA kernel compiled for several of them, and run on the CPU with
 # every access to memory watched.
-CUDA_TESTS := $(wildcard tests/test_cuda_*.py) tests/test_nvrtc.py
+CUDA_TESTS := $(wildcard tests/test_cuda_*.py tests/test_cupy*.py) tests/test_nvrtc.py
 
 .PHONY: help setup demo test test-cuda bench lint lint-python lint-types lint-cpp format clean
 

@@ -231,10 +231,17 @@ def test_available_without_what_is_built_or_shipped(monkeypatch: pytest.MonkeyPa
     assert Installed(FakeCupy()).available().reason == "the compiled extension is missing"
 
 
-def test_cupy_is_not_imported_where_there_is_no_gpu() -> None:
-    if not torch.cuda.is_available():
-        fastrnn.explain(fastrnn.LSTM(3, 4))
-        assert "cupy" not in sys.modules
+def test_cupy_is_not_imported_where_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cupy.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cupy.CupyBackend().available() == (False, "torch sees no GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(AssertionError, match="imported"):
+        cupy.CupyBackend().available()
 
 
 #: Of CuPy 14's own documentation of itself: the functions that the backend calls.
