@@ -4,7 +4,8 @@ extension (``pip install fastrnn[cupy]``).
 The host's side of ``csrc/cuda`` is in ``fastrnn._launches``, compiled by the host's compiler: its
 calls only record what is to be launched. Here that is launched, on torch's current stream, with
 kernels compiled from the same sources at their first use; CuPy keeps them on disk. What CuPy cannot
-launch are clusters: their cases are served by the other regimes.
+launch are clusters: their cases are served by the other regimes. As compiling and loading cannot be
+captured, a CUDA graph needs a call like those it captures before.
 """
 
 from __future__ import annotations
@@ -239,11 +240,13 @@ class CupyBackend(CudaBackend):
         record = getattr(extension, name)
 
         def call(*arguments: object) -> int:
-            needed: int = record(*arguments)
-            launches = extension.take_launches()
             try:
+                needed: int = record(*arguments)
+                launches = extension.take_launches()  # which has the memory of their arguments
                 device.launch(launches.entries(), stream)
             except Exception as error:
+                if str(error).startswith("fastrnn: "):
+                    raise
                 operator = "layer_backward" if name == "backward" else "layer_forward"
                 raise RuntimeError(f"fastrnn: {operator}: {error}") from error
             return needed
