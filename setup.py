@@ -10,6 +10,8 @@ Environment:
     FASTRNN_CUDA: 1 compiles the CUDA kernels, and makes a missing nvcc an error; 0 does not, nor
         does auto, the default, as long as no GPU has run them. 1 needs neither a GPU nor a driver,
         and no value of it needs a CUDA build of torch.
+    FASTRNN_CUDA_DEBUG: 1 compiles CUDA kernels that end with an error instead of waiting for ever,
+        should a block miss what another one owes it; 0, the default, does not.
     FASTRNN_CUDA_ARCHS: GPUs to compile for, as in CMake: ``90a-real;120-real``, or ``native``,
         which takes the least time. Default: all from Ampere on, and PTX.
     MAX_JOBS: parallel compile jobs; default one per CPU.
@@ -90,6 +92,13 @@ def find_nvcc() -> str | None:
     )
 
 
+def is_set(name: str) -> bool:
+    value = os.environ.get(name, "").strip()
+    if value not in ("", "0", "1"):
+        raise SystemExit(f"{name}: expected 0, 1 or nothing, got {value!r}")
+    return value == "1"
+
+
 def builds_cuda() -> bool:
     wanted = os.environ.get("FASTRNN_CUDA", "").strip() or "auto"
     if wanted not in ("auto", "0", "1"):
@@ -102,6 +111,7 @@ def builds_cuda() -> bool:
 WHY_PURE = why_pure()
 CUDA = not WHY_PURE and builds_cuda()
 NATIVE = ("_C", "_launches")
+CUDA_DEBUG = is_set("FASTRNN_CUDA_DEBUG")
 
 
 class CMakeBuild(build_ext):
@@ -128,6 +138,7 @@ class CMakeBuild(build_ext):
         archs = os.environ.get("FASTRNN_CUDA_ARCHS", "").strip()
         if CUDA:
             configure += [f"-DCMAKE_CUDA_COMPILER={find_nvcc()}"]
+            configure += [f"-DFASTRNN_CUDA_DEBUG={'ON' if CUDA_DEBUG else 'OFF'}"]
             configure += [f"-DFASTRNN_CUDA_ARCHS={archs}"] if archs else []
         if ninja is None:
             configure += ["-GUnix Makefiles"]

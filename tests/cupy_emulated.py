@@ -32,9 +32,6 @@ class EmulatedCupy(FakeCupy):
         )
         return found
 
-    def set_to_zero(self, address: int, size: int) -> None:
-        ctypes.memset(address, 0, size)
-
     def start(self, kernel: RawKernel, launched: Launched, parameters: int) -> None:
         error = self.library.fastrnn_emulator_launch(
             ctypes.c_void_p(kernel.kernel.ptr),

@@ -86,7 +86,6 @@ class FakeCupy:
             getDeviceCount=lambda: 1,
             getDevice=lambda: 0,
             setDevice=self._set_device,
-            memsetAsync=self._memset,
         )
         driver = SimpleNamespace(
             launchKernel=self._launch,
@@ -103,9 +102,6 @@ class FakeCupy:
     def resident_blocks(self, threads: int, shared_bytes: int) -> int:
         return 1
 
-    def set_to_zero(self, address: int, size: int) -> None:
-        pass
-
     def start(self, kernel: RawKernel, launched: Launched, parameters: int) -> None:
         pass
 
@@ -118,10 +114,6 @@ class FakeCupy:
 
     def _set_device(self, device: int) -> None:
         self.current = device
-
-    def _memset(self, ptr: int, value: int, size: int, stream: int) -> None:
-        assert (value, stream, self.current) == (0, STREAM, 0)
-        self.set_to_zero(ptr, size)
 
     def _resident_blocks(self, func: int, blockSize: int, dynamicSMemSize: int) -> int:
         assert dynamicSMemSize <= self.kernels[func].max_dynamic_shared_size_bytes

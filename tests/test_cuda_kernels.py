@@ -7,79 +7,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import ALL_CELLS, Case, Outputs, arguments, check, each, errors, reference, results
+from cases import ALL_CELLS, Case, arguments, check, each, errors, reference, results
 from cuda_emulator import runner
 
 if runner.compiler() is None:
     pytest.skip("no C++ compiler", allow_module_level=True)
 
+from cuda_cases import DEVICE, FLOATS, REGIMES, options, poisoned, run
 from cuda_emulated import registered
-
-REGIMES = ("stepwise", "processor", "cluster", "grid-1", "grid-4")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-#: Enough for a grid of several teams, too few for every plan.
-DEVICE = {"multiprocessors": 16}
 
 
 @pytest.fixture(autouse=True)
-def _strict_and_poisoned() -> Iterator[None]:
-    """float32 without TF32; and torch.empty full of NaN, so that what nobody writes shows."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.allow_tf32 = before
-
-
-def run(
-    case: Case, regime: str | None, *, seed: int = 1, checked: bool = False, **options: object
-) -> Outputs:
-    with registered(regime, checked=checked, seed=seed, **DEVICE) as name:
-        return results(arguments(case), backend=name, **options)  # type: ignore[arg-type]
-
-
-def compare(actual: Outputs, expected: Outputs, case: Case) -> None:
-    """As ``check``. A gradient of relu in 16 bits is no number to compare: it jumps where rounding
-    moves a value across 0."""
-    if case.cell == "rnn_relu" and case.dtype.itemsize == 2:
-        actual, expected = (
-            {name: value for name, value in found.items() if not name.startswith("grad")}
-            for found in (actual, expected)
-        )
-    check(actual, expected, case)
-
-
-def options(cell: str) -> list[Case]:
-    base = Case(cell, dtype=torch.float32)
-    found = [
-        base,
-        replace(base, hx=False, bias=False, steps=1),
-        replace(base, bidirectional=True),
-        replace(base, lengths="random", batch=5),
-        replace(base, lengths="zeros", bidirectional=True),
-        replace(base, layout="packed", bidirectional=True, batch=5),
-        replace(base, reset="random", bidirectional=True),
-        replace(base, layout="packed", reset="random", batch=4),
-        replace(base, lengths="random", reset="random", bidirectional=True, batch=19),
-        replace(base, hidden_size=1, input_size=1, batch=1, steps=2),
-        replace(base, hidden_size=40, input_size=9, batch=17),
-    ]
-    if cell == "lstm":
-        projected = replace(base, hidden_size=21, proj_size=6)
-        found += [
-            replace(base, cell_states=True, lengths="random", bidirectional=True),
-            projected,
-            replace(projected, lengths="random", reset="random", bidirectional=True, batch=18),
-            replace(projected, layout="packed", cell_states=True),
-        ]
-    return found
+def _poisoned() -> Iterator[None]:
+    with poisoned():
+        yield
 
 
 @pytest.mark.parametrize("regime", REGIMES)
 @each(*(options(cell) for cell in ALL_CELLS))
 def test_every_regime(case: Case, regime: str) -> None:
-    compare(run(case, regime), reference(arguments(case)), case)
+    check(run(case, regime), reference(arguments(case)), case)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -88,7 +35,7 @@ def test_every_regime(case: Case, regime: str) -> None:
 def test_every_dtype(cell: str, dtype: torch.dtype, regime: str) -> None:
     case = Case(cell, dtype, hidden_size=27, batch=19, bidirectional=True, lengths="random")
     case = replace(case, cell_states=cell == "lstm")
-    compare(run(case, regime), reference(arguments(case)), case)
+    check(run(case, regime), reference(arguments(case)), case)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -96,7 +43,7 @@ def test_every_dtype(cell: str, dtype: torch.dtype, regime: str) -> None:
 def test_sizes_around_the_tiles(hidden_size: int, regime: str) -> None:
     for dtype in FLOATS:
         case = Case("gru", dtype, steps=3, hidden_size=hidden_size, batch=hidden_size % 5 + 7)
-        compare(run(case, regime), reference(arguments(case)), case)
+        check(run(case, regime), reference(arguments(case)), case)
 
 
 @pytest.mark.parametrize("units", [1, 2])
@@ -107,42 +54,28 @@ def test_sizes_around_the_tiles(hidden_size: int, regime: str) -> None:
 def test_every_way_to_share_the_work(cell: str, regime: str, units: int) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         case = Case(cell, dtype, steps=3, hidden_size=71, batch=18, reset="random")
-        compare(run(case, f"{regime}-{units}"), reference(arguments(case)), case)
+        check(run(case, f"{regime}-{units}"), reference(arguments(case)), case)
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
-def test_same_bits_in_whatever_order_blocks_run(cell: str, regime: str) -> None:
-    case = Case(cell, torch.float32, steps=4, hidden_size=33, batch=18, bidirectional=True)
-    first = run(case, regime)
-    for seed in range(2, 8):
-        again = run(case, regime, seed=seed)
-        for name, value in first.items():
-            torch.testing.assert_close(again[name], value, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("cell", ALL_CELLS)
 def test_tf32_where_torch_says_so(cell: str) -> None:
     case = Case(cell, torch.float32, hidden_size=40, batch=9)
     strict = run(case, "stepwise")
     expected = reference(arguments(case))
-    torch.backends.cudnn.allow_tf32 = True
     for regime in REGIMES:
-        rounded = run(case, regime)
-        # float16 has the mantissa of TF32.
-        check(rounded, expected, case, dtype=torch.float16)
+        rounded = run(case, regime, tf32=True, wanted=[])
         assert not torch.equal(rounded["output"], strict["output"])
-        assert max(errors(rounded, expected, case).values()) > 1
+        outputs = {name: expected[name] for name in rounded}
+        assert max(errors(rounded, outputs, case).values()) > 1
 
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_flags_of_torch_are_left_as_they_were(tf32: bool) -> None:
-    torch.backends.cudnn.allow_tf32 = not tf32
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    run(Case("gru", torch.float32), "stepwise")
-    assert torch.backends.cuda.matmul.allow_tf32 == tf32
-    torch.backends.cuda.matmul.allow_tf32 = before
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    run(Case("gru", torch.float32), "stepwise", tf32=not tf32)
+    assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if tf32 else "ieee")
+    torch.backends.cuda.matmul.fp32_precision = before
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -211,16 +144,3 @@ def test_a_device_too_small_for_the_weights_is_served_step_by_step() -> None:
     case = Case("lstm", torch.float32, steps=2, hidden_size=200, batch=2)
     with registered(multiprocessors=2, shared_per_block=32768) as name:
         check(results(arguments(case), backend=name), reference(arguments(case)), case)
-
-
-@pytest.mark.slow
-@pytest.mark.cuda
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("cell", ALL_CELLS)
-def test_no_races(cell: str, dtype: torch.dtype, regime: str) -> None:
-    """In the checked build every access to memory is seen; a race is an error of the launch."""
-    case = Case(cell, dtype, steps=3, hidden_size=19, batch=18, bidirectional=True, reset="random")
-    projected = replace(case, proj_size=7, lengths="random")
-    for one in [case, *([projected] if cell == "lstm" else [])]:
-        compare(run(one, regime, checked=True), reference(arguments(one)), one)

@@ -70,19 +70,26 @@ def _strict() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = before
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_mutations_are_noticed(name: str, tmp_path: Path) -> None:
-    file, old, new, regime = MUTATIONS[name]
-    csrc = tmp_path / "csrc"
+def mutated(folder: Path, *changes: tuple[str, str, str]) -> Path:
+    """The sources with other texts in them, by file."""
+    csrc = folder / "csrc"
     shutil.copytree(CSRC, csrc)
-    source = csrc / "cuda" / file
-    assert source.read_text().count(old) == 1, f"{name}: the text to change has moved"
-    source.write_text(source.read_text().replace(old, new))
+    for file, old, new in changes:
+        source = csrc / "cuda" / file
+        assert source.read_text().count(old) == 1, f"the text to change has moved: {old}"
+        source.write_text(source.read_text().replace(old, new))
     for math in ("float16", "bfloat16", "tf32", "float64"):  # one arithmetic compiles faster
         (csrc / "cuda" / f"math_{math}.cu").write_text(
             '#include "kernels.h"\nnamespace fastrnn {\n'
             f"const CudaKernels* cuda_kernels_{math}() {{ return nullptr; }}\n}}\n"
         )
+    return csrc
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutations_are_noticed(name: str, tmp_path: Path) -> None:
+    *change, regime = MUTATIONS[name]
+    csrc = mutated(tmp_path, tuple(change))
     case = Case("lstm", torch.float32, steps=5, hidden_size=37, batch=20)
     a = arguments(case)
     noticed = False
@@ -96,3 +103,23 @@ def test_mutations_are_noticed(name: str, tmp_path: Path) -> None:
             except RuntimeError:
                 noticed = True
     assert noticed == (name != "nothing")
+
+
+def test_a_debug_build_ends_a_wait_for_what_never_comes(tmp_path: Path) -> None:
+    """As FASTRNN_CUDA_DEBUG builds it, with fewer spins than the emulator calls a deadlock."""
+    never = "    if (p_.work.flags && threadIdx.x == 0) store_release("
+    csrc = mutated(
+        tmp_path,
+        ("exchange.cuh", never, never.replace("== 0", "== kThreads")),
+        (
+            "exchange.cuh",
+            "#define FASTRNN_MOST_SPINS \\\n  0",
+            "#define FASTRNN_MOST_SPINS \\\n  50",
+        ),
+    )
+    case = Case("gru", torch.float32, steps=3, hidden_size=37, batch=3)
+    with (
+        registered("grid-1", csrc=csrc, multiprocessors=16) as backend,
+        pytest.raises(RuntimeError, match=r"fastrnn: layer_forward: .* calls trap\(\)"),
+    ):
+        results(arguments(case), backend=backend)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ALL_CELLS, Case, Outputs, arguments, check, each, reference, results
+from cases import ALL_CELLS, Case, Outputs, arguments, each, results
 from cuda_emulator import runner
 from fake_cupy import FakeCupy, FakeGpuBackend, launch, registered
 
@@ -23,54 +23,41 @@ if runner.compiler() is None:
 if cupy.load()[0] is None:
     pytest.skip("a pure Python install does not record launches", allow_module_level=True)
 
+from cuda_cases import ARITHMETICS, DEVICE, check, options, poisoned, rnn_precision
+from cuda_cases import arguments as arguments_of
 from cuda_emulated import registered as registered_cuda
 from cupy_emulated import EmulatedCupy
-from test_cuda_kernels import DEVICE, FLOATS, compare, options
 
 #: What can be launched: clusters cannot.
 REGIMES = ("stepwise", "processor", "grid")
 
 
 @pytest.fixture(autouse=True)
-def _strict_and_poisoned() -> Iterator[None]:
-    """float32 without TF32; and torch.empty full of NaN, so that what nobody writes shows."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.allow_tf32 = before
+def _poisoned() -> Iterator[None]:
+    with poisoned():
+        yield
 
 
-def run(case: Case, regime: str | None, **options: Any) -> Outputs:
-    with registered(EmulatedCupy(seed=1, **DEVICE), regime) as name:
-        return results(arguments(case), backend=name, **options)
+def run(case: Case, regime: str | None, *, tf32: bool = False) -> Outputs:
+    gpu = EmulatedCupy(seed=1, **DEVICE)
+    with rnn_precision(tf32=tf32), registered(gpu, regime) as name:
+        return results(arguments_of(case, tf32=tf32), backend=name)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
 @each(*(options(cell) for cell in ALL_CELLS))
 def test_every_option(case: Case, regime: str) -> None:
-    compare(run(case, regime), reference(arguments(case)), case)
+    check(run(case, regime), case)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("cell", ALL_CELLS)
-def test_every_dtype(cell: str, dtype: torch.dtype, regime: str) -> None:
+def test_every_arithmetic(cell: str, arithmetic: str, regime: str) -> None:
+    dtype, tf32 = ARITHMETICS[arithmetic]
     case = Case(cell, dtype, hidden_size=27, batch=19, bidirectional=True, lengths="random")
     case = replace(case, cell_states=cell == "lstm")
-    compare(run(case, regime), reference(arguments(case)), case)
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-def test_tf32_where_torch_says_so(cell: str) -> None:
-    case = Case(cell, torch.float32, hidden_size=40, batch=9)
-    strict = run(case, "grid")
-    torch.backends.cudnn.allow_tf32 = True
-    rounded = run(case, "grid")
-    # float16 has the mantissa of TF32.
-    check(rounded, reference(arguments(case)), case, dtype=torch.float16)
-    assert not torch.equal(rounded["output"], strict["output"])
+    check(run(case, regime, tf32=tf32), case, tf32=tf32)
 
 
 @pytest.mark.parametrize("regime", ["stepwise-1-2", "processor-1-1", "grid-1-2"])
@@ -256,7 +243,6 @@ SIGNATURES = {
     "kernel_params",
     "driver.occupancyMaxActiveBlocksPerMultiprocessor": "intptr_t func, int blockSize, size_t "
     "dynamicSMemSize",
-    "runtime.memsetAsync": "intptr_t ptr, int value, size_t size, intptr_t stream",
     "runtime.setDevice": "int device",
     "runtime.getDevice": "",
     "runtime.getDeviceCount": "",

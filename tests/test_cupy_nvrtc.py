@@ -9,6 +9,7 @@ import nvrtc
 import pytest
 import torch
 from cases import ALL_CELLS, Case
+from cuda_cases import ARITHMETICS
 from fake_cupy import launch
 
 from fastrnn.backends import cupy
@@ -19,14 +20,6 @@ if nvrtc.library() is None:
 if cupy.load()[0] is None:
     pytest.skip("a pure Python install does not record launches", allow_module_level=True)
 
-#: The dtype of a case, and whether its products are in TF32.
-ARITHMETICS = {
-    "float16": (torch.float16, False),
-    "bfloat16": (torch.bfloat16, False),
-    "float32": (torch.float32, False),
-    "tf32": (torch.float32, True),
-    "float64": (torch.float64, False),
-}
 ELF = b"\x7fELF"
 
 
@@ -34,7 +27,7 @@ def kernels(
     case: Case, regime: str, monkeypatch: pytest.MonkeyPatch, *, tf32: bool
 ) -> dict[str, str]:
     """What a call compiles, by name; nothing where the regime is not for that case."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32" if tf32 else "ieee")
     try:
         return launch(case, regime).codes
     except RuntimeError as error:

@@ -31,8 +31,8 @@ using SizeList = std::array<int64_t, 7>;
 using MaskList = std::array<Address, 3>;
 // Of a direction: w_ih, w_hh, b_ih, b_hh, w_hr
 using WeightList = std::vector<std::array<Address, 5>>;
-// device, stream, workspace; regime, cluster, unit_blocks insisted on
-using CallList = std::array<int64_t, 6>;
+// device, stream, workspace, its bytes, timeline; regime, cluster, unit_blocks insisted on
+using CallList = std::array<int64_t, 8>;
 using Pair = std::array<Address, 2>;
 
 Sizes sizes_of(const SizeList& sizes, const MaskList& masks) {
@@ -47,7 +47,8 @@ Sizes sizes_of(const SizeList& sizes, const MaskList& masks) {
 }
 
 CudaCall call_of(const CallList& call) {
-  return {int(call[0]), (void*)call[1], (void*)call[2], {int(call[3]), int(call[4]), int(call[5])}};
+  return {int(call[0]), (void*)call[1], (void*)call[2],
+          call[3],      (void*)call[4], {int(call[5]), int(call[6]), int(call[7])}};
 }
 
 template <class Args>
@@ -83,14 +84,15 @@ int64_t forward(int math, int cell, const CallList& call, const SizeList& sizes,
 
 int64_t backward(int math, int cell, const CallList& call, const SizeList& sizes,
                  const MaskList& masks, const WeightList& weights, Pair initial, Pair kept,
-                 const std::array<Address, 4>& above, Pair grads, Pair da, Pair h_prev, Pair mid,
-                 Pair dh) {
+                 const std::array<Address, 4>& above, Pair grads, Pair da, int64_t da_width,
+                 Pair h_prev, Pair mid, Pair dh) {
   auto args = arguments_of<CudaBackward>(sizes, masks, weights);
   args.h0 = (void*)initial[0], args.c0 = (void*)initial[1];
   args.cell_states = (void*)kept[0], args.reserve = (void*)kept[1];
   args.grad_y = (void*)above[0], args.grad_h_n = (void*)above[1];
   args.grad_c_n = (void*)above[2], args.grad_cell_states = (void*)above[3];
   args.grad_h0 = (void*)grads[0], args.grad_c0 = (void*)grads[1];
+  args.da_width = da_width;
   for (int d = 0; d < 2; ++d) {
     args.da[d] = (void*)da[d], args.h_prev[d] = (void*)h_prev[d];
     args.mid[d] = (void*)mid[d], args.dh[d] = (void*)dh[d];

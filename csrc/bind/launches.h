@@ -21,20 +21,15 @@ class Launches {
   Launches(const Launches&) = delete;
 
   // In their order: (kernel, its argument's bytes, (grid), threads of a block, bytes of dynamic
-  // shared memory, cooperative, address of the parameters); or (None, bytes, address) of memory to
-  // be set to zero.
+  // shared memory, cooperative, address of the parameters).
   pybind11::list entries() const {
     pybind11::list result;
     for (const Recorded& entry : entries_) {
       const Launch& how = entry.how;
-      if (!entry.kernel)
-        result.append(
-            pybind11::make_tuple(pybind11::none(), entry.bytes, std::uintptr_t(entry.memory)));
-      else
-        result.append(pybind11::make_tuple(
-            *entry.kernel, entry.bytes, pybind11::make_tuple(how.grid[0], how.grid[1], how.grid[2]),
-            how.threads, how.shared_bytes, how.cooperative,
-            std::uintptr_t(entry.parameters.get())));
+      result.append(pybind11::make_tuple(
+          *entry.kernel, entry.argument_bytes,
+          pybind11::make_tuple(how.grid[0], how.grid[1], how.grid[2]), how.threads,
+          how.shared_bytes, how.cooperative, std::uintptr_t(entry.parameters.get())));
     }
     return result;
   }

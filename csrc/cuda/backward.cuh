@@ -39,11 +39,12 @@ struct BackwardArgs : Layer {
   const S* grad_c_n = nullptr;
   const N* grad_cell_states = nullptr;
   const S* h_prev[2] = {};  // by direction: (dense rows, R)
-  S* da[2] = {};            // (dense rows, S*H)
-  S* dh[2] = {};            // (dense rows, R), with a projection
-  N* carry = nullptr;       // (D, B, R) by place: what reaches h of the step before directly
-  N* dc = nullptr;          // (D, B, H) by place
-  Exchange first;           // of exchange 0, what each place gave at its first step
+  S* da[2] = {};            // (dense rows, S*H), da_width from row to row
+  int64_t da_width = 0;
+  S* dh[2] = {};       // (dense rows, R), with a projection
+  N* carry = nullptr;  // (D, B, R) by place: what reaches h of the step before directly
+  N* dc = nullptr;     // (D, B, H) by place
+  Exchange first;      // of exchange 0, what each place gave at its first step
 };
 
 template <class Math>
@@ -103,7 +104,7 @@ class BackwardUnit {
   template <class Cell>
   FASTRNN_DEVICE S* da(int slot) const {
     const int column = Gradients<Cell>::column(slot);
-    return p_.da[d_] + (dense_ * Cell::kSaved + column) * p_.hidden + j_;
+    return p_.da[d_] + dense_ * p_.da_width + column * p_.hidden + j_;
   }
   // Values for exchange 0, of which those of a first step are kept for the initial state.
   FASTRNN_DEVICE void keep_first(int count, const N* values) const {

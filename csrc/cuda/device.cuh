@@ -277,10 +277,6 @@ int resident_clusters(void (*kernel)(Args), const Launch& how, const char* what)
   return clusters;
 }
 
-inline void set_to_zero(void* memory, int64_t bytes, void* stream, const char* what) {
-  check(cudaMemsetAsync(memory, 0, size_t(bytes), cudaStream_t(stream)), what);
-}
-
 inline int device_count() {
   int count = 0;
   if (cudaGetDeviceCount(&count) == cudaSuccess) return count;

@@ -28,9 +28,9 @@ int64_t cuda_dense_rows(const Sizes& sizes, const CudaCall& call, int64_t* index
   const char* const what = "layer_forward";
   const DeviceGuard guard(call.device, what);
   Arena arena((char*)call.workspace);
-  const HostTimeline time(sizes, arena, what);
-  if (!call.workspace) return arena.used();
-  const DenseRowsArgs args = {time.on_device(call.stream), index};
+  const HostTimeline time(sizes, call, arena, what);
+  if (arena.used() > call.workspace_bytes) return arena.used();
+  const DenseRowsArgs args = {time.on_device(), index};
   launch(dense_rows_kernel(), over(sizes.steps * sizes.batch, call.stream), args, what);
   return arena.used();
 }

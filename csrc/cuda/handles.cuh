@@ -36,19 +36,22 @@ inline KernelOf<DenseRowsArgs> dense_rows_kernel() {
 }
 
 template <class Math>
-KernelOf<PackArgs<Math>> pack_kernel() {
-  return FASTRNN_HANDLE(instance("pack", type_name<Math>()), PackArgs<Math>, pack<Math>);
-}
-
-template <class Math>
-KernelOf<StartArgs<Math>> start_kernel() {
-  return FASTRNN_HANDLE(instance("start", type_name<Math>()), StartArgs<Math>, start<Math>);
+KernelOf<StartArgs<Math>> prepare_forward_kernel() {
+  return FASTRNN_HANDLE(instance("prepare_forward", type_name<Math>()), StartArgs<Math>,
+                        prepare_forward<Math>);
 }
 
 template <class Cell, class Math, bool kProjected>
-KernelOf<RestoreArgs<Math>> restore_kernel() {
-  return FASTRNN_HANDLE(instance("restore", type_name<Cell>(), type_name<Math>(), text(kProjected)),
-                        RestoreArgs<Math>, restore<Cell, Math, kProjected>);
+KernelOf<RestoreArgs<Math>> prepare_backward_kernel() {
+  return FASTRNN_HANDLE(
+      instance("prepare_backward", type_name<Cell>(), type_name<Math>(), text(kProjected)),
+      RestoreArgs<Math>, prepare_backward<Cell, Math, kProjected>);
+}
+
+template <class Cell, class Math>
+KernelOf<RestoreArgs<Math>> finish_restoring_kernel() {
+  return FASTRNN_HANDLE(instance("finish_restoring", type_name<Cell>(), type_name<Math>()),
+                        RestoreArgs<Math>, finish_restoring<Cell, Math>);
 }
 
 template <class Math>

@@ -12,8 +12,10 @@ constexpr int kCudaMaths = 5;
 // Where a call runs, and how.
 struct CudaCall {
   int device = 0;
-  void* stream = nullptr;     // cudaStream_t
-  void* workspace = nullptr;  // of the size that the same call without one returned
+  void* stream = nullptr;  // cudaStream_t
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
+  const void* timeline = nullptr;  // the workspace of cuda_dense_rows for the same lengths, or null
   PlanChoice choice;
 };
 
@@ -28,14 +30,16 @@ struct CudaForward : Forward<void> {
 
 struct CudaBackward : Backward<void> {
   // By direction. Written, for products over all rows:
-  void* da[2] = {};      // (dense rows, S*H) gradients by slot; see column() in backward.cuh
+  void* da[2] = {};      // (dense rows, S*H) gradients by slot; see column() in backward.cuh. Where
+                         // rows are dense it may be what the reserve has of the direction
+  int64_t da_width = 0;  // values from one row of da to the next
   void* h_prev[2] = {};  // (dense rows, R) the state that entered each step; null: not needed
   void* mid[2] = {};     // (dense rows, H) r h of gru_reset_before, o tanh(c) before a projection
   void* dh[2] = {};      // (dense rows, R) gradients of h, with a projection
 };
 
-// Both return the bytes of workspace they need, and do nothing else where they are given none. They
-// raise std::runtime_error with the text of CUDA's error.
+// Both return the bytes of workspace they need, and do nothing else where they are given fewer.
+// They raise std::runtime_error with the text of CUDA's error.
 struct CudaKernels {
   int64_t (*forward)(const CudaForward&, const CudaCall&) = nullptr;
   int64_t (*backward)(const CudaBackward&, const CudaCall&) = nullptr;
@@ -44,7 +48,8 @@ struct CudaKernels {
 // By CellKind.
 const CudaKernels* cuda_kernels(CudaMath math);
 
-// The caller's row of each dense row of data with lengths. As the functions above.
+// The caller's row of each dense row of data with lengths. As the functions above. The workspace
+// then holds the lengths, in the form in which kernels read them.
 int64_t cuda_dense_rows(const Sizes& sizes, const CudaCall& call, int64_t* index);
 
 int cuda_device_count();

@@ -29,15 +29,15 @@ int64_t cuda_forward(const CudaForward& p, const CudaCall& call) {
 
   Schedule<Pass> schedule(p, call, sources, what);
   Arena arena((char*)call.workspace);
-  const HostTimeline time(p, arena, what);
+  const HostTimeline time(p, call, arena, what);
   typename Pass::Args args;
-  schedule.prepare(arena, args);
+  schedule.allocate(arena, args);
   using N = typename Math::Number;
   if (kKeepsState) args.state = arena.take<N>(D * p.batch * H);
   if (Cell::kTwoStage) args.update = arena.take<N>(D * p.batch * H);
-  if (!call.workspace) return arena.used();
+  if (arena.used() > call.workspace_bytes) return arena.used();
 
-  args.time = time.on_device(call.stream);
+  args.time = time.on_device();
   for (int d = 0; d < D; ++d) {
     args.gates[d] = (const S*)p.gates[d];
     args.b_ih[d] = (const S*)p.weights[d].b_ih, args.b_hh[d] = (const S*)p.weights[d].b_hh;
@@ -45,25 +45,16 @@ int64_t cuda_forward(const CudaForward& p, const CudaCall& call) {
   args.y = (S*)p.y, args.h_n = (S*)p.h_n, args.c_n = (S*)p.c_n;
   args.cell_states = (N*)p.cell_states, args.reserve = (S*)p.reserve;
   args.rows = p.rows, args.reserve_width = Cell::kSaved * H + (kProjected ? R : 0);
-  schedule.pack_weights(args);
-  StartArgs<Math> starting = {args.time,
-                              H,
-                              R,
-                              int(D),
-                              Cell::kCellState,
-                              (const S*)p.h0,
-                              (const S*)p.c0,
-                              args.state,
-                              args.exchanges[0],
-                              args.work.places,
-                              args.y,
-                              args.h_n,
-                              args.c_n,
-                              args.cell_states};
-  const int64_t padding = p.lengths ? p.steps * p.batch * D * (R > H ? R : H) : 0;
-  const int64_t states = D * p.batch * H;
-  launch(start_kernel<Math>(), over(states > padding ? states : padding, call.stream), starting,
-         what);
+  StartArgs<Math> starting;
+  int64_t warps = schedule.prepare(args, starting);
+  starting.h0 = (const S*)p.h0, starting.c0 = (const S*)p.c0;
+  starting.cell_state = Cell::kCellState, starting.state = args.state;
+  starting.exchange = args.exchanges[0], starting.places = args.work.places;
+  starting.y = args.y, starting.h_n = args.h_n, starting.c_n = args.c_n;
+  starting.cell_states = args.cell_states;
+  warps = std::max({warps, warps_for(D * p.batch, H), warps_for(starting.exchange_rows(), R),
+                    warps_for(starting.padding(), D * H)});
+  launch(prepare_forward_kernel<Math>(), over_warps(warps, call.stream), starting, what);
   schedule.run(args, time);
   return arena.used();
 }
@@ -93,42 +84,54 @@ int64_t cuda_backward(const CudaBackward& p, const CudaCall& call) {
 
   Schedule<Pass> schedule(p, call, sources, what);
   Arena arena((char*)call.workspace);
-  const HostTimeline time(p, arena, what);
+  const HostTimeline time(p, call, arena, what);
   typename Pass::Args args;
-  schedule.prepare(arena, args);
+  schedule.allocate(arena, args);
   if (Cell::kDirect) args.carry = arena.take<N>(D * p.batch * R);
   if (Cell::kCellState) args.dc = arena.take<N>(D * p.batch * H);
   if (p.grad_h0) args.first = args.exchanges[0];
   if (p.grad_h0) args.first.rows = arena.take<unsigned char>(schedule.exchange_bytes(0));
-  if (!call.workspace) return arena.used();
+  RestoreArgs<Math> restoring;
+  restoring.part_steps = steps_of_part(p.steps);
+  restoring.parts = (p.steps + restoring.part_steps - 1) / restoring.part_steps;
+  if (Cell::kDirect) {
+    const int64_t summaries = D * (restoring.parts - 1) * p.batch * H;
+    restoring.scale = arena.take<N>(summaries), restoring.shift = arena.take<N>(summaries);
+  }
+  if (arena.used() > call.workspace_bytes) return arena.used();
 
-  args.time = time.on_device(call.stream);
+  args.time = time.on_device();
   args.rows = p.rows, args.reserve_width = Cell::kSaved * H + (kProjected ? R : 0);
   args.c0 = (const S*)p.c0, args.cell_states = (const N*)p.cell_states;
   args.reserve = (const S*)p.reserve;
   args.grad_y = (const S*)p.grad_y, args.grad_h_n = (const S*)p.grad_h_n;
   args.grad_c_n = (const S*)p.grad_c_n, args.grad_cell_states = (const N*)p.grad_cell_states;
-  RestoreArgs<Math> restoring = {
-      args.time,        H,  R, p.rows, args.reserve_width, int(D), (const S*)p.h0, args.reserve,
-      args.cell_states, {}, {}};
-  bool restores = false;
-  for (int d = 0; d < D; ++d) {
+  args.da_width = p.da_width;
+  for (int d = 0; d < 2; ++d) {
     restoring.h_prev[d] = (S*)p.h_prev[d], restoring.mid[d] = (S*)p.mid[d];
-    restores = restores || p.h_prev[d] || p.mid[d];
     args.h_prev[d] = (const S*)p.h_prev[d];
     args.da[d] = (S*)p.da[d], args.dh[d] = (S*)p.dh[d];
   }
-  if (restores) {
-    const int64_t each = (Cell::kDirect ? 1 : p.steps) * D * p.batch * H;
-    launch(restore_kernel<Cell, Math, kProjected>(), over(each, call.stream), restoring, what);
-  }
-  schedule.pack_weights(args);
-  if (p.grad_h0) set_to_zero(args.first.rows, schedule.exchange_bytes(0), call.stream, what);
+  const int64_t warps = schedule.prepare(args, restoring);
+  if (p.grad_h0) restoring.zeros[1] = {(Vector16*)args.first.rows, schedule.exchange_bytes(0) / 16};
+  restoring.rows = p.rows, restoring.reserve_width = args.reserve_width;
+  restoring.h0 = (const S*)p.h0, restoring.reserve = args.reserve;
+  restoring.cell_states = args.cell_states;
+  const int64_t restored = Cell::kDirect ? warps_for(D * restoring.parts * p.batch, H, 32)
+                                         : warps_for(D * p.steps * p.batch, H);
+  launch(prepare_backward_kernel<Cell, Math, kProjected>(),
+         over_warps(restoring.needed() ? std::max(warps, restored) : warps, call.stream), restoring,
+         what);
+  if constexpr (Cell::kDirect)
+    if (restoring.parts > 1)
+      launch(finish_restoring_kernel<Cell, Math>(), over_warps(restored, call.stream), restoring,
+             what);
   schedule.run(args, time);
 
   if (p.grad_c0) {
     FinishArgs<Math> finishing = {args.time, H, int(D), args.grad_c_n, args.dc, (S*)p.grad_c0};
-    launch(finish_kernel<Math>(), over(D * p.batch * H, call.stream), finishing, what);
+    launch(finish_kernel<Math>(), over_warps(warps_for(D * p.batch, H), call.stream), finishing,
+           what);
   }
   if (p.grad_h0) {
     InitialArgs<Math> initial;

@@ -2,6 +2,7 @@
 // in bricks, its launches.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <mutex>
@@ -18,12 +19,12 @@ FASTRNN_NAMESPACE_BEGIN
 // Lengths of a call on the host, and their way to the device.
 class HostTimeline {
  public:
-  HostTimeline(const Sizes& sizes, Arena& arena, const char* what) : sizes_(sizes), what_(what) {
+  HostTimeline(const Sizes& sizes, const CudaCall& call, Arena& arena, const char* what)
+      : sizes_(sizes), call_(call), what_(what) {
     const int64_t T = sizes.steps, B = sizes.batch;
     if (!sizes.lengths && !sizes.batch_sizes) return;
     words_ = 2 * (T + 1) + B + (sizes.lengths ? B : 0);
-    memory_ = arena.take<uint32_t>(words_);
-    if (arena.measuring()) return;
+    memory_ = call.timeline ? (uint32_t*)call.timeline : arena.take<uint32_t>(words_);
     length_.resize(B);
     offset_.resize(T + 1);
     if (sizes.lengths) order_.resize(B), sort();
@@ -38,15 +39,25 @@ class HostTimeline {
     return offset_.empty() ? sizes_.batch : offset_[t + 1] - offset_[t];
   }
 
-  // What kernels read; its lengths are uploaded on the stream.
-  Timeline on_device(void* stream) const {
+  // What kernels read; its lengths are uploaded on the stream, unless they are on the device.
+  Timeline on_device() const {
     const int64_t T = sizes_.steps, B = sizes_.batch;
     Timeline time;
     time.steps = T, time.batch = B;
     time.packed = sizes_.batch_sizes != nullptr;
     time.reset = sizes_.reset, time.reset_step = sizes_.reset_step;
     time.reset_row = sizes_.reset_row;
-    if (!memory_) return time;
+    if (!words_) return time;
+    if (!call_.timeline) send();
+    time.offset = (const int64_t*)memory_;
+    time.length = (const int*)(memory_ + 2 * (T + 1));
+    if (!order_.empty()) time.order = time.length + B;
+    return time;
+  }
+
+ private:
+  void send() const {
+    const int64_t T = sizes_.steps, B = sizes_.batch;
     std::vector<uint32_t> words(words_);
     memcpy(words.data(), offset_.data(), (T + 1) * sizeof(int64_t));
     memcpy(words.data() + 2 * (T + 1), length_.data(), B * sizeof(int));
@@ -57,16 +68,10 @@ class HostTimeline {
       args.count = int(words_ - sent < UploadArgs::kWords ? words_ - sent : UploadArgs::kWords);
       memcpy(args.words, words.data() + sent, args.count * sizeof(uint32_t));
       Launch how;
-      how.threads = 256, how.stream = stream;
+      how.threads = 256, how.stream = call_.stream;
       launch(upload_kernel(), how, args, what_);
     }
-    time.offset = (const int64_t*)memory_;
-    time.length = (const int*)(memory_ + 2 * (T + 1));
-    if (!order_.empty()) time.order = time.length + B;
-    return time;
   }
-
- private:
   // Counting sort, longest first, stable.
   void sort() {
     const int64_t T = sizes_.steps, B = sizes_.batch;
@@ -82,6 +87,7 @@ class HostTimeline {
   }
 
   const Sizes& sizes_;
+  const CudaCall& call_;
   const char* what_;
   int64_t words_ = 0;
   uint32_t* memory_ = nullptr;
@@ -89,7 +95,7 @@ class HostTimeline {
   std::vector<int> length_, order_;
 };
 
-// A product of a step by where its weights come from: PackArgs has the meaning of the strides.
+// A product of a step by where its weights come from: Packing has the meaning of the strides.
 struct StageSource {
   const void* weights[2] = {};
   int64_t gate = 0, unit = 0, slot_step = 0, value = 0;
@@ -108,7 +114,10 @@ inline Launch over(int64_t count, void* stream) {
   return how;
 }
 
-// A pass over the sequence: made once to measure its workspace, and once to run.
+// Warps for as many threads' work.
+inline Launch over_warps(int64_t warps, void* stream) { return over(32 * warps, stream); }
+
+// A pass over the sequence.
 template <class Pass>
 class Schedule {
   using Math = typename Pass::Math;
@@ -156,20 +165,23 @@ class Schedule {
   }
 
   // Memory, and everything of `args` that this class knows.
-  void prepare(Arena& arena, Args& args) {
+  void allocate(Arena& arena, Args& args) {
     const bool persistent = plan_.regime != Regime::stepwise;
     const int unit_blocks = plan_.unit_blocks;
     args.hidden = sizes_.hidden, args.output = sizes_.output, args.directions = sizes_.directions;
     args.stages = Pass::kStages;
-    const int64_t before = arena.used();
+    int64_t before = arena.used();
+    zeros_ = arena.take<Vector16>(0);
     for (int s = 0; s < Pass::kStages; ++s) {
       Exchange& exchange = args.exchanges[s];
       exchange.rows = arena.take<unsigned char>(exchange_bytes(s));
       exchange.row_bytes = stages_[s].row_bytes, exchange.width = sources_[s].width;
+      // What enters the first step forward is not zero, and written by prepare_forward.
+      if (!Pass::kBackward && s == 0) before = arena.used(), zeros_ = arena.take<Vector16>(0);
     }
     const int64_t flags = int64_t(sizes_.directions) * kMaxStages * plan_.tiles * plan_.blocks;
     if (plan_.regime == Regime::grid) args.work.flags = arena.take<unsigned>(flags);
-    zeros_ = args.exchanges[0].rows, zero_bytes_ = arena.used() - before;
+    zero_vectors_ = (arena.used() - before) / 16;
     for (int s = 0; s < Pass::kStages; ++s) {
       Product& product = args.products[s];
       product.units = stages_[s].units, product.bricks = stages_[s].bricks;
@@ -195,29 +207,36 @@ class Schedule {
     work.split = plan_.regime == Regime::grid ? plan_.cluster : 1;
   }
 
-  void pack_weights(const Args& args) const {
-    set_to_zero(zeros_, zero_bytes_, call_.stream, what_);
+  // What a pass has to prepare. Returns the warps for it.
+  int64_t prepare(const Args& args, Preparation<Math>& preparation) const {
+    preparation.time = args.time;
+    preparation.hidden = args.hidden, preparation.output = args.output;
+    preparation.directions = args.directions;
+    preparation.packed = 0;
+    preparation.zeros[0] = {zeros_, zero_vectors_};
+    preparation.zeros[1] = {nullptr, 0};
+    int64_t warps = zero_vectors_ / 32 + 1;
     for (int s = 0; s < Pass::kStages; ++s)
       for (int d = 0; d < sizes_.directions; ++d) {
         const StageSource& from = sources_[s];
         const Product& product = args.products[s];
-        PackArgs<Math> packing = {(const S*)from.weights[d],
-                                  from.gate,
-                                  from.unit,
-                                  from.slot_step,
-                                  from.value,
-                                  from.gates,
-                                  from.width,
-                                  from.units,
-                                  from.values,
-                                  plan_.unit_blocks,
-                                  product.groups,
-                                  product.bricks,
-                                  (S*)product.weights[d]};
-        const int64_t values = int64_t(product.groups) * product.bricks * from.gates *
-                               plan_.unit_blocks * 512 / int64_t(sizeof(S));
-        launch(pack_kernel<Math>(), over(values, call_.stream), packing, what_);
+        Packing<Math>& packing = preparation.packings[preparation.packed++];
+        packing = {(const S*)from.weights[d],
+                   from.gate,
+                   from.unit,
+                   from.slot_step,
+                   from.value,
+                   from.gates,
+                   from.width,
+                   from.units,
+                   from.values,
+                   plan_.unit_blocks,
+                   product.groups,
+                   product.bricks,
+                   const_cast<Vector16*>(product.weights[d])};
+        warps = std::max(warps, packing.chunks() * Packing<Math>::kChunkVectors / 32);
       }
+    return warps;
   }
 
   // All steps, in the order of the pass.
@@ -308,8 +327,8 @@ class Schedule {
   const char* const what_;
   Plan plan_;
   StageSize stages_[kMaxStages];
-  void* zeros_ = nullptr;
-  int64_t zero_bytes_ = 0;
+  Vector16* zeros_ = nullptr;
+  int64_t zero_vectors_ = 0;
 };
 
 FASTRNN_NAMESPACE_END

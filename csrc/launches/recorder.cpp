@@ -68,17 +68,10 @@ DeviceGuard::DeviceGuard(int device, const char*) {
 void record(const KernelName& kernel, const Launch& how, const void* argument) {
   if (how.cluster > 1) throw std::logic_error("fastrnn: a cluster was planned where there is none");
   Recorded entry;
-  entry.kernel = &name_of(kernel), entry.how = how, entry.bytes = int64_t(kernel.argument_bytes);
+  entry.kernel = &name_of(kernel), entry.how = how, entry.argument_bytes = kernel.argument_bytes;
   entry.argument.reset(new unsigned char[kernel.argument_bytes]);
   memcpy(entry.argument.get(), argument, kernel.argument_bytes);
   entry.parameters.reset(new void*(entry.argument.get()));
-  recorded().push_back(std::move(entry));
-}
-
-void set_to_zero(void* memory, int64_t bytes, void*, const char*) {
-  if (bytes == 0) return;
-  Recorded entry;
-  entry.memory = memory, entry.bytes = bytes;
   recorded().push_back(std::move(entry));
 }
 

@@ -71,14 +71,13 @@ std::string instance(const char* of, const std::string& first, const std::string
 std::string instance(const char* of, const std::string& first, const std::string& second,
                      const std::string& third);
 
-// What is to be started; without a kernel, `bytes` at `memory` are to be set to zero.
+// What is to be started.
 struct Recorded {
   const std::string* kernel = nullptr;
+  size_t argument_bytes = 0;
   Launch how;
   std::unique_ptr<unsigned char[]> argument;
   std::unique_ptr<void*> parameters;  // as cuLaunchKernel takes them: the argument's address
-  void* memory = nullptr;
-  int64_t bytes = 0;
 };
 // What this thread's last call has recorded.
 std::vector<Recorded>& recorded();
@@ -105,7 +104,6 @@ void launch(const KernelOf<Args>& kernel, const Launch& how, const Args& args, c
   record(kernel, how, &args);
 }
 
-void set_to_zero(void* memory, int64_t bytes, void* stream, const char* what);
 int resident_blocks(const KernelName& kernel, const Launch& how, const char* what);
 // There are no clusters here.
 inline int resident_clusters(const KernelName&, const Launch&, const char*) { return 0; }

@@ -8,8 +8,7 @@ products is dense, so that no product meets padding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -51,50 +50,47 @@ def _plain(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.resolve_neg().contiguous()
 
 
-#: From torch 2.9 on precisions have names; reading the older flags raises where those were used.
-_NAMED_PRECISIONS = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+#: What the properties fp32_precision of torch.backends.cudnn.rnn and of torch.backends.cuda.matmul
+#: are the long way to.
+_precision_of = torch._C._get_fp32_precision_getter
+_set_precision = torch._C._set_fp32_precision_setter
 
 
-def _wants_tf32(problem: Problem) -> bool:
-    """Whether torch's own RNN would round products of float32 to TF32."""
-    if problem.dtype != torch.float32:
-        return False
-    if _NAMED_PRECISIONS:
-        precision: str = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
-        return precision == "tf32"
-    return torch.backends.cudnn.allow_tf32
+def _arithmetic(problem: Problem) -> int:
+    """TF32 where torch's own RNN would round products of float32 to it, else that of the dtype."""
+    if problem.dtype is torch.float32 and _precision_of("cuda", "rnn") == "tf32":
+        return _TF32
+    return _MATH[problem.dtype]
 
 
-@contextmanager
-def _products(problem: Problem) -> Iterator[None]:
+class _Products:
     """torch's products as cuDNN's RNNs would make them: in TF32 by their flag, not by matmul's."""
-    flags = torch.backends.cuda.matmul
-    name = "fp32_precision" if _NAMED_PRECISIONS else "allow_tf32"
-    tf32 = _wants_tf32(problem)
-    wanted: object = ("tf32" if tf32 else "ieee") if _NAMED_PRECISIONS else tf32
-    before = getattr(flags, name)
-    if problem.dtype != torch.float32 or before == wanted or (before == "none" and not tf32):
-        yield
-        return
-    setattr(flags, name, wanted)
-    try:
-        yield
-    finally:
-        setattr(flags, name, before)
+
+    def __init__(self, math: int) -> None:
+        self.before = self.wanted = ""
+        if math in (_TF32, _MATH[torch.float32]):
+            self.wanted = "tf32" if math == _TF32 else "ieee"
+
+    def __enter__(self) -> None:
+        if not self.wanted:
+            return
+        self.before = _precision_of("cuda", "matmul")
+        if self.before == self.wanted or (self.before == "none" and self.wanted == "ieee"):
+            self.wanted = ""
+        else:
+            _set_precision("cuda", "matmul", self.wanted)
+
+    def __exit__(self, *_: object) -> None:
+        if self.wanted:
+            _set_precision("cuda", "matmul", self.before)
 
 
-class _Call:
-    """What both passes hand to the extension: sizes, and the addresses of plain tensors."""
+class _Fixed:
+    """What is the same in every call of a problem."""
 
-    def __init__(self, backend: CudaBackend, problem: Problem, inputs: LayerInputs) -> None:
-        self.backend, self.problem = backend, problem
-        self.x = inputs.x.resolve_neg()
-        self.h0, self.c0 = _plain(inputs.h0), _plain(inputs.c0)
-        self.lengths, self.batch_sizes = _plain(inputs.lengths), _plain(inputs.batch_sizes)
-        self.reset = _plain(inputs.reset)
-        plain = [weight.resolve_neg().contiguous() for weight in inputs.weights]
-        self.weights = [problem.direction_weights(plain, d) for d in range(problem.directions)]
-        self.sizes = [
+    def __init__(self, problem: Problem) -> None:
+        self.cell = _CELL_INDEX[problem.cell.name]
+        self.sizes = (
             problem.steps,
             problem.batch,
             problem.rows,
@@ -102,29 +98,59 @@ class _Call:
             problem.hidden_size,
             problem.output_size,
             problem.directions,
-        ]
-        self.masks = [_address(self.lengths), _address(self.batch_sizes), _address(self.reset)]
-        self.initial = [_address(self.h0), _address(self.c0)]
+        )
+        self.device = problem.device.index or 0
+        self.projected = problem.projected
+        count = problem.weights_per_direction
+        self.slices = [slice(d * count, (d + 1) * count) for d in range(problem.directions)]
+        #: Bytes of workspace by function and arithmetic, as the extension last asked for them.
+        self.workspace: dict[tuple[str, int], int] = {}
+
+
+_fixed = functools.lru_cache(maxsize=4096)(_Fixed)
+
+
+class _Call:
+    """What both passes hand to the extension: sizes, and the addresses of plain tensors."""
+
+    def __init__(self, backend: CudaBackend, problem: Problem, inputs: LayerInputs) -> None:
+        self.backend, self.problem, self.fixed = backend, problem, _fixed(problem)
+        x, h0, c0, weights, lengths, batch_sizes, reset = inputs
+        self.x, self.h0, self.c0 = x.resolve_neg(), _plain(h0), _plain(c0)
+        self.lengths, self.batch_sizes, self.reset = lengths, batch_sizes, _plain(reset)
+        if lengths is not None:
+            self.lengths = lengths.contiguous()
+        if batch_sizes is not None:
+            self.batch_sizes = batch_sizes.contiguous()
+        plain = [weight.resolve_neg().contiguous() for weight in weights]
+        self.weights = [plain[own] for own in self.fixed.slices]
+        self.masks = (_address(self.lengths), _address(self.batch_sizes), _address(self.reset))
+        self.initial = (_address(self.h0), _address(self.c0))
         self.weight_addresses = [self._weight_addresses(own) for own in self.weights]
-        self.math = _TF32 if _wants_tf32(problem) else _MATH[problem.dtype]
-        self.cell = _CELL_INDEX[problem.cell.name]
+        self.math = _arithmetic(problem)
+        #: Lengths on the device, where ``dense_index`` has brought them there.
+        self.timeline: Tensor | None = None
 
-    def _weight_addresses(self, own: Sequence[Tensor]) -> list[int]:
-        problem = self.problem
-        biases = [_address(bias) for bias in own[2:4]] if problem.bias else [0, 0]
-        projection = own[-1].data_ptr() if problem.projected else 0
-        return [own[0].data_ptr(), own[1].data_ptr(), *biases, projection]
+    def _weight_addresses(self, own: Sequence[Tensor]) -> tuple[int, ...]:
+        w_ih, w_hh, *others = [weight.data_ptr() for weight in own]
+        projection = others.pop() if self.fixed.projected else 0
+        return (w_ih, w_hh, *(others or (0, 0)), projection)
 
-    def run(self, name: str, *arguments: object) -> None:
-        """Call a function of the extension with a workspace of the size it asks for."""
-        device, stream = self.problem.device.index or 0, self.backend.stream(self.problem)
-        function = self.backend.function(name, device, stream)
-        own = (self.sizes, self.masks, *arguments)
-        choice = self.backend.choice
-        front = () if name == "dense_rows" else (self.math, self.cell)
-        size = function(*front, [device, stream, 0, *choice], *own)
-        workspace = torch.empty(max(size, 64), dtype=torch.uint8, device=self.problem.device)
-        function(*front, [device, stream, workspace.data_ptr(), *choice], *own)
+    def run(self, name: str, *arguments: object) -> Tensor:
+        """Call a function of the extension; returns its workspace, of the size that it asks for."""
+        backend, fixed = self.backend, self.fixed
+        stream, timeline = backend.stream(self.problem), _address(self.timeline)
+        function = backend.function(name, fixed.device, stream)
+        key = (name, self.math)
+        size = fixed.workspace.get(key, 0)
+        while True:
+            workspace = torch.empty(size, dtype=torch.uint8, device=self.problem.device)
+            call = (fixed.device, stream, workspace.data_ptr(), size, timeline, *backend.choice)
+            kernels = () if name == "dense_rows" else (self.math, fixed.cell)
+            needed = function(*kernels, call, fixed.sizes, self.masks, *arguments)
+            if needed <= size:  # else nothing has been done
+                return workspace
+            size = fixed.workspace[key] = needed
 
     def dense_index(self) -> Tensor | None:
         """The row of each dense row; None where they are the same."""
@@ -133,7 +159,7 @@ class _Call:
         count = int(self.lengths.sum())
         index = torch.empty(count, dtype=torch.int64, device=self.problem.device)
         if count:
-            self.run("dense_rows", index.data_ptr())
+            self.timeline = self.run("dense_rows", index.data_ptr())
         return index
 
     def dense_x(self, index: Tensor | None) -> Tensor:
@@ -162,7 +188,8 @@ class CudaBackend(FusedBackend):
         return launching
 
     def stream(self, problem: Problem) -> int:
-        return torch.cuda.current_stream(problem.device).cuda_stream
+        # torch.cuda.current_stream makes an object of it first.
+        return torch._C._cuda_getCurrentRawStream(problem.device.index)
 
     def available(self) -> Verdict:
         if self._extension is not None:
@@ -188,14 +215,14 @@ class CudaBackend(FusedBackend):
         call = _Call(self, problem, inputs)
         outputs = problem.allocate(call.x)
         x = call.dense_x(call.dense_index())
-        with _products(problem):
+        with _Products(call.math):
             gates = [torch.mm(x, own[0].t()) for own in call.weights]
         call.run(
             "forward",
             call.weight_addresses,
             _pair(gates),
             call.initial,
-            [_address(output) for output in outputs],
+            tuple(map(_address, outputs)),
         )
         return outputs
 
@@ -222,7 +249,12 @@ class CudaBackend(FusedBackend):
         def dense(width: int) -> Tensor:
             return call.x.new_empty(rows, width)
 
-        da = [dense(len(cell.saved) * hidden) for _ in directions]
+        # Where its rows are dense, what is not read again makes room for gradients.
+        saved = len(cell.saved) * hidden
+        if donated and index is None:
+            da = [reserve[d, :, :saved] for d in directions]
+        else:
+            da = [dense(saved) for _ in directions]
         h_prev = [dense(output) if direct or wants[d][1] else None for d in directions]
         mid = [
             dense(hidden)
@@ -237,15 +269,16 @@ class CudaBackend(FusedBackend):
             "backward",
             call.weight_addresses,
             call.initial,
-            [_address(cell_states), _address(reserve)],
-            [_address(grad) for grad in grads],
-            [_address(grad_h0), _address(grad_c0)],
+            (_address(cell_states), reserve.data_ptr()),
+            tuple(map(_address, grads)),
+            (_address(grad_h0), _address(grad_c0)),
             _pair(da),
+            da[0].stride(0),
             _pair(h_prev),
             _pair(mid),
             _pair(dh),
         )
-        with _products(problem):
+        with _Products(call.math):
             weights: list[Tensor | None] = []
             x = call.dense_x(index) if any(own[0] for own in wants) else None
             for d in directions:
@@ -254,9 +287,8 @@ class CudaBackend(FusedBackend):
         return LayerGrads(grad_x, grad_h0, grad_c0, weights)
 
 
-def _pair(tensors: Sequence[Tensor | None]) -> list[int]:
-    addresses = [_address(tensor) for tensor in tensors]
-    return addresses if len(addresses) == 2 else [*addresses, 0]
+def _pair(tensors: Sequence[Tensor | None]) -> tuple[int, int]:
+    return _address(tensors[0]), _address(tensors[1]) if len(tensors) == 2 else 0
 
 
 def _split(problem: Problem, da: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

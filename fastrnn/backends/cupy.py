@@ -151,11 +151,7 @@ class _Device:
         driver = self._cupy.cuda.driver
         start, start_together = driver.launchKernel, driver.launchCooperativeKernel
         with self.current():
-            for name, size, *launch in entries:
-                if name is None:
-                    self._cupy.cuda.runtime.memsetAsync(launch[0], 0, size, stream)
-                    continue
-                (x, y, z), threads, shared_bytes, cooperative, parameters = launch
+            for name, size, (x, y, z), threads, shared_bytes, cooperative, parameters in entries:
                 kernel = self._kernel(name, size, shared_bytes)
                 how = (kernel.address, x, y, z, threads, 1, 1, shared_bytes, stream, parameters)
                 if cooperative:

@@ -162,10 +162,6 @@ int resident_clusters(void (*)(Args), const Launch& how, const char* what) {
   return int(emulator::resident_clusters(shape_of(how)));
 }
 
-inline void set_to_zero(void* memory, int64_t bytes, void*, const char*) {
-  memset(memory, 0, size_t(bytes));
-}
-
 inline int device_count() { return 1; }
 
 inline DeviceProperties device_properties(int, const char*) {

@@ -249,6 +249,12 @@ __attribute__((visibility("default"))) void fastrnn_emulator_buffer(const void* 
   else
     buffers[(const char*)data] = {bytes, name};
 }
+// Launches of this thread since the last call of fastrnn_emulator_configure.
+__attribute__((visibility("default"))) int64_t fastrnn_emulator_launches() {
+  const auto& machine = fastrnn::emulator::machine();
+  const bool since = machine.settings_changes == fastrnn::emulator::settings().changes;
+  return since ? int64_t(machine.launches) : 0;
+}
 // The fault that ended the last launch of this thread, or an empty text.
 __attribute__((visibility("default"))) const char* fastrnn_emulator_report() {
   return fastrnn::emulator::machine().report.c_str();

@@ -206,6 +206,7 @@ class Emulated:
         self.path = library
         self.library = ctypes.CDLL(str(library))
         self.library.fastrnn_emulator_report.restype = ctypes.c_char_p
+        self.library.fastrnn_emulator_launches.restype = ctypes.c_int64
         self.library.fastrnn_emulator_buffer.argtypes = [
             ctypes.c_void_p,
             ctypes.c_int64,
@@ -215,6 +216,10 @@ class Emulated:
     def configure(self, **values: int) -> None:
         """Describe the device and choose the seed; what is not named has its default."""
         self.library.fastrnn_emulator_configure(ctypes.byref(Configuration(**values)))
+
+    def launches(self) -> int:
+        """Kernels that this thread has started since `configure`."""
+        return int(self.library.fastrnn_emulator_launches())
 
     @contextlib.contextmanager
     def only(self, buffers: Mapping[str, Any]) -> Iterator[None]:
