@@ -25,7 +25,7 @@ GPU_OPTIONS = --output '$(GPU_OUT)' $(if $(PART),--select '$(PART)') \
 
 # What takes long without a GPU: every CUDA kernel compiled for several of them, and run on the CPU with
 # every access to memory watched.
-CUDA_TESTS := $(wildcard tests/test_cuda_*.py) tests/test_nvrtc.py
+CUDA_TESTS := $(wildcard tests/test_cuda_*.py tests/test_cupy*.py) tests/test_nvrtc.py
 
 .PHONY: help setup demo test test-cuda bench lint lint-python lint-types lint-cpp format clean
 .PHONY: gpu gpu-build gpu-test gpu-sanitize gpu-sync gpu-bench gpu-store gpu-rehearse
@@ -90,7 +90,7 @@ format: $(VENV)/installed
 	$(CLANG_FORMAT) -i $(CPP) bench/gpu/sync.cu
 
 clean:
-	rm -rf '$(VENV)' build dist *.egg-info fastrnn/_C.*.so fastrnn/_cuda.*.so
+	rm -rf '$(VENV)' build dist *.egg-info fastrnn/_C.*.so fastrnn/_launches.*.so fastrnn/_cuda.*.so
 
 # Without build isolation, so that later compiles need no network and can be incremental. torch goes
 # first: one that is there satisfies fastrnn's requirement and is left alone.

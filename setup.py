@@ -1,4 +1,5 @@
-"""Build of ``fastrnn._C`` and ``fastrnn._cuda``; what is declarative stands in pyproject.toml.
+"""Build of the extensions ``fastrnn._C``, ``fastrnn._launches`` and, of CUDA kernels,
+``fastrnn._cuda``; what is declarative stands in pyproject.toml.
 
 CMakeLists.txt is the only list of sources and flags, this file drives it. torch is not imported:
 pip's build isolation works, and one build serves every version of torch.
@@ -109,6 +110,7 @@ def builds_cuda() -> bool:
 
 WHY_PURE = why_pure()
 CUDA = not WHY_PURE and builds_cuda()
+NATIVE = ("_C", "_launches")
 CUDA_DEBUG = is_set("FASTRNN_CUDA_DEBUG")
 
 
@@ -143,8 +145,9 @@ class CMakeBuild(build_ext):
         else:
             # Named at each build: the one of an isolated build is gone by the next.
             configure += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-        module = ext.name.rpartition(".")[2]
-        build = [configure[0], "--build", str(tree), "--target", module]
+        # All at once, in as many jobs; there is nothing left to do for the others.
+        modules = [extension.name.rpartition(".")[2] for extension in self.extensions]
+        build = [configure[0], "--build", str(tree), "--target", *modules]
         build += ["--parallel", str(jobs())]
         for command in (configure, build):
             print("fastrnn:", *command, flush=True)
@@ -175,7 +178,7 @@ class BuildPython(build_py):
             # An editable install is the tree itself: no copy of csrc/ is needed, and an extension
             # that an earlier build left would go on serving an install that asks for none.
             if WHY_PURE:
-                for name in ("_C", "_cuda"):
+                for name in ("_C", "_launches", "_cuda"):
                     for stale in (ROOT / "fastrnn").glob(f"{name}.*.so"):
                         stale.unlink()
             return
@@ -187,7 +190,7 @@ class BuildPython(build_py):
 
 setup(
     ext_modules=[
-        *([] if WHY_PURE else [Extension("fastrnn._C", sources=[])]),
+        *([] if WHY_PURE else [Extension(f"fastrnn.{name}", sources=[]) for name in NATIVE]),
         *([Extension("fastrnn._cuda", sources=[])] if CUDA else []),
     ],
     cmdclass={"build_ext": CMakeBuild, "build_py": BuildPython},

@@ -44,17 +44,19 @@ def _processor() -> str:
 def self_check(backend: str) -> float:
     """Largest difference between a backend and ``reference``: every cell, forward and backward.
 
-    A small bidirectional layer in float64 with lengths and resets, seeded.
+    A small bidirectional layer in float64 with lengths and resets, seeded, on the device that the
+    backend is for.
     """
     from .autograd import layer
 
-    worst = 0.0
+    device, worst = getattr(backends.get(backend), "device_type", "cpu"), 0.0
     steps, batch, features, hidden = 5, 3, 4, 6
     for cell in CELLS.values():
         generator = torch.Generator().manual_seed(0)
 
         def random(*shape: int, source: torch.Generator = generator) -> torch.Tensor:
-            return torch.randn(*shape, dtype=torch.float64, generator=source).requires_grad_()
+            values = torch.randn(*shape, dtype=torch.float64, generator=source)
+            return values.to(device).requires_grad_()
 
         rows = cell.gates * hidden
         weights = [
@@ -69,14 +71,14 @@ def self_check(backend: str) -> float:
             weights=weights,
             lengths=torch.tensor([5, 2, 3]),
             batch_sizes=None,
-            reset=torch.arange(steps * batch).view(steps, batch) % 7 == 3,
+            reset=torch.arange(steps * batch, device=device).view(steps, batch) % 7 == 3,
         )
         results = []
         for name in (backend, "reference"):
             with backends.use_backend(name):
                 outputs = layer(cell.name, inputs, directions=2, keep_cell_states=False)
             kept = [outputs.y, outputs.h_n, *([] if outputs.c_n is None else [outputs.c_n])]
-            loss = sum((tensor.sin().sum() for tensor in kept), torch.zeros(()))
+            loss = torch.stack([tensor.sin().sum() for tensor in kept]).sum()
             sources = [t for t in (inputs.x, inputs.h0, inputs.c0, *weights) if t is not None]
             results.append([*kept, *torch.autograd.grad(loss, sources)])
         differences = [(a - b).abs().max().item() for a, b in zip(*results, strict=True)]

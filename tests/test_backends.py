@@ -53,7 +53,7 @@ def problem(cell: str = "lstm", dtype: torch.dtype = torch.float32, **options: A
 
 def test_order() -> None:
     """Kernels first, the oracle last."""
-    assert list(backends.backends()) == ["cpu", "cuda", "numba", "torch", "reference"]
+    assert list(backends.backends()) == ["cpu", "cuda", "cupy", "numba", "torch", "reference"]
 
 
 def test_kinds() -> None:
@@ -267,7 +267,7 @@ def test_use_backend_is_of_one_thread() -> None:
 
 
 def test_use_backend_unknown() -> None:
-    known = "cpu, cuda, numba, torch, reference"
+    known = "cpu, cuda, cupy, numba, torch, reference"
     with (
         pytest.raises(ValueError, match=rf"^backend: expected one of {known}, got 'mkl'$"),
         fastrnn.use_backend("mkl"),
@@ -335,9 +335,25 @@ def test_insisting_during_backward_only(inside: str) -> None:
 def test_register(registry: None) -> None:
     spy = Spy()
     backends.register(spy)
-    assert list(backends.backends()) == ["cpu", "cuda", "numba", "torch", "reference", "spy"]
+    assert list(backends.backends()) == [
+        "cpu",
+        "cuda",
+        "cupy",
+        "numba",
+        "torch",
+        "reference",
+        "spy",
+    ]
     backends.register(spy, before="cpu")
-    assert list(backends.backends()) == ["spy", "cpu", "cuda", "numba", "torch", "reference"]
+    assert list(backends.backends()) == [
+        "spy",
+        "cpu",
+        "cuda",
+        "cupy",
+        "numba",
+        "torch",
+        "reference",
+    ]
     case = Case("gru", layers=2)
     cases.fastrnn_forward(arguments(case))
     assert [each.hidden_size for each in spy.served] == [case.hidden_size] * 2
@@ -351,7 +367,7 @@ def test_register_is_seen_by_calls_made_before(registry: None) -> None:
 
 
 def test_register_before_unknown(registry: None) -> None:
-    known = "cpu, cuda, numba, torch, reference"
+    known = "cpu, cuda, cupy, numba, torch, reference"
     with pytest.raises(ValueError, match=rf"^before: expected one of {known}, got 'mkl'$"):
         backends.register(Spy(), before="mkl")
 
@@ -465,7 +481,7 @@ def test_bad_log_level_is_not_fatal() -> None:
 def test_unknown_backend_in_environment() -> None:
     finished = run(FASTRNN_BACKEND="mkl")
     assert finished.returncode == 1
-    known = "cpu, cuda, numba, torch, reference"
+    known = "cpu, cuda, cupy, numba, torch, reference"
     assert f"ValueError: backend: expected one of {known}, got 'mkl'" in finished.stderr
 
 

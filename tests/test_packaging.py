@@ -192,8 +192,8 @@ def test_native_wheel(tree: Path, tmp_path: Path, poison: Path) -> None:
     build("wheel", tree, tmp_path, poison, FASTRNN_NATIVE="1", MAX_JOBS="2")
     wheel = only_wheel(tmp_path)
     names = contents(wheel)
-    (module,) = (name for name in names if name.endswith(".so"))
-    assert re.fullmatch(r"fastrnn/_C\.[^/]+\.so", module)
+    modules = sorted(name for name in names if name.endswith(".so"))
+    assert [re.sub(r"\..*", "", name) for name in modules] == ["fastrnn/_C", "fastrnn/_launches"]
     assert "py3-none-any" not in wheel.name
     assert names >= {f"fastrnn/{name}" for name in CSRC} | {"fastrnn/csrc/CMakeLists.txt"}
 
@@ -202,19 +202,21 @@ def test_native_wheel(tree: Path, tmp_path: Path, poison: Path) -> None:
     check_shared_functions(list(commands.parent.rglob("*.cpp.o")))
 
     with zipfile.ZipFile(wheel) as archive:
-        extension = archive.extract(module, tmp_path)
+        extensions = [archive.extract(module, tmp_path) for module in modules]
     subprocess.run(
-        [sys.executable, "-c", LOAD, extension],
+        [sys.executable, "-c", LOAD, *extensions],
         env=os.environ | {"PYTHONPATH": str(poison)},
         check=True,
     )
 
 
-#: An extension loaded from its file, without the package around it.
+#: Extensions loaded from their files, without the package around them.
 LOAD = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("fastrnn._C", sys.argv[1])
-spec.loader.exec_module(importlib.util.module_from_spec(spec))
+import importlib.util, pathlib, sys
+for path in sys.argv[1:]:
+    name = "fastrnn." + pathlib.Path(path).name.partition(".")[0]
+    spec = importlib.util.spec_from_file_location(name, path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
 """
 
 
@@ -296,10 +298,11 @@ def test_wrong_environment_fails_and_is_named(
 def test_pure_editable_install_drops_an_old_extension(
     tree: Path, tmp_path: Path, poison: Path
 ) -> None:
-    old = tree / "fastrnn/_C.old.so"
-    old.touch()
+    old = [tree / "fastrnn" / f"{name}.old.so" for name in ("_C", "_launches", "_cuda")]
+    for path in old:
+        path.touch()
     build("editable", tree, tmp_path, poison, FASTRNN_NATIVE="0")
-    assert not old.exists()
+    assert not any(path.exists() for path in old)
 
 
 SERVED_BY_NUMBA = """

@@ -1,5 +1,6 @@
 // fastrnn._cuda: the CUDA kernels for Python. Addresses are integers, 0 for what is not there; who
-// calls has checked everything, and keeps the tensors alive.
+// calls has checked everything, and keeps the tensors alive. And fastrnn._launches: the same module
+// compiled without a CUDA compiler, which records its launches.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,10 +9,13 @@
 #include <vector>
 
 #include "../cuda/kernels.h"
+#if defined(FASTRNN_CUDA_RECORDER)
+#include "launches.h"
+#endif
 
 namespace py = pybind11;
 
-// The emulator of the tests builds this file under another name.
+// The emulator of the tests builds this file under another name, too.
 #if !defined(FASTRNN_CUDA_MODULE)
 #define FASTRNN_CUDA_MODULE _cuda
 #endif
@@ -143,4 +147,7 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m) {
   m.def("backward", &backward);
   m.def("dense_rows", &dense_rows);
   m.def("plan", &plan);
+#if defined(FASTRNN_CUDA_RECORDER)
+  bind_launches(m);
+#endif
 }

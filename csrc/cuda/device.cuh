@@ -2,7 +2,8 @@
 // calls of the CUDA runtime that start kernels.
 //
 // Compiled by nvcc and NVRTC it is the real thing. With FASTRNN_CUDA_EMULATOR the host compiler
-// takes the same functions from tests/cuda_emulator, which runs kernels on the CPU.
+// takes the same functions from tests/cuda_emulator, which runs kernels on the CPU; with
+// FASTRNN_CUDA_RECORDER from csrc/launches, which writes down what is to be started.
 //
 // Every kernel is a `__global__ void kernel(Args)` with one argument, a plain struct.
 #pragma once
@@ -51,6 +52,10 @@ FASTRNN_NAMESPACE_END
 #if defined(FASTRNN_CUDA_EMULATOR)
 
 #include "emulator.h"
+
+#elif defined(FASTRNN_CUDA_RECORDER)
+
+#include "../launches/recorder.h"
 
 #else
 
@@ -348,4 +353,4 @@ class DeviceGuard {
 FASTRNN_NAMESPACE_END
 
 #endif  // NVRTC
-#endif  // FASTRNN_CUDA_EMULATOR
+#endif  // FASTRNN_CUDA_EMULATOR, FASTRNN_CUDA_RECORDER

@@ -31,7 +31,7 @@ int64_t cuda_dense_rows(const Sizes& sizes, const CudaCall& call, int64_t* index
   const HostTimeline time(sizes, call, arena, what);
   if (arena.used() > call.workspace_bytes) return arena.used();
   const DenseRowsArgs args = {time.on_device(), index};
-  launch(dense_rows, over(sizes.steps * sizes.batch, call.stream), args, what);
+  launch(dense_rows_kernel(), over(sizes.steps * sizes.batch, call.stream), args, what);
   return arena.used();
 }
 

@@ -1,8 +1,6 @@
 // One layer, forward and backward: the functions of the table in kernels.h.
 #pragma once
 
-#include "backward.cuh"
-#include "forward.cuh"
 #include "schedule.cuh"
 
 FASTRNN_NAMESPACE_BEGIN
@@ -56,7 +54,7 @@ int64_t cuda_forward(const CudaForward& p, const CudaCall& call) {
   starting.cell_states = args.cell_states;
   warps = std::max({warps, warps_for(D * p.batch, H), warps_for(starting.exchange_rows(), R),
                     warps_for(starting.padding(), D * H)});
-  launch(prepare_forward<Math>, over_warps(warps, call.stream), starting, what);
+  launch(prepare_forward_kernel<Math>(), over_warps(warps, call.stream), starting, what);
   schedule.run(args, time);
   return arena.used();
 }
@@ -121,17 +119,19 @@ int64_t cuda_backward(const CudaBackward& p, const CudaCall& call) {
   restoring.cell_states = args.cell_states;
   const int64_t restored = Cell::kDirect ? warps_for(D * restoring.parts * p.batch, H, 32)
                                          : warps_for(D * p.steps * p.batch, H);
-  launch(prepare_backward<Cell, Math, kProjected>,
+  launch(prepare_backward_kernel<Cell, Math, kProjected>(),
          over_warps(restoring.needed() ? std::max(warps, restored) : warps, call.stream), restoring,
          what);
   if constexpr (Cell::kDirect)
     if (restoring.parts > 1)
-      launch(finish_restoring<Cell, Math>, over_warps(restored, call.stream), restoring, what);
+      launch(finish_restoring_kernel<Cell, Math>(), over_warps(restored, call.stream), restoring,
+             what);
   schedule.run(args, time);
 
   if (p.grad_c0) {
     FinishArgs<Math> finishing = {args.time, H, int(D), args.grad_c_n, args.dc, (S*)p.grad_c0};
-    launch(finish<Math>, over_warps(warps_for(D * p.batch, H), call.stream), finishing, what);
+    launch(finish_kernel<Math>(), over_warps(warps_for(D * p.batch, H), call.stream), finishing,
+           what);
   }
   if (p.grad_h0) {
     InitialArgs<Math> initial;

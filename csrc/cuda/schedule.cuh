@@ -11,12 +11,9 @@
 
 #include "../core/arena.h"
 #include "../core/arguments.h"
-#include "backward.cuh"
+#include "handles.cuh"
 #include "kernels.h"
 #include "plan.h"
-#include "prepare.cuh"
-#include "sequence.cuh"
-#include "tiled.cuh"
 
 FASTRNN_NAMESPACE_BEGIN
 
@@ -73,7 +70,7 @@ class HostTimeline {
       memcpy(args.words, words.data() + sent, args.count * sizeof(uint32_t));
       Launch how;
       how.threads = 256, how.stream = call_.stream;
-      launch(upload, how, args, what_);
+      launch(upload_kernel(), how, args, what_);
     }
   }
   // Counting sort, longest first, stable.
@@ -324,22 +321,20 @@ class Schedule {
     how.grid[1] = unsigned(tiled ? groups : tiles < most ? tiles : most);
   }
   template <class P>
-  using KernelOf = void (*)(typename P::Args);
-  template <class P>
-  static KernelOf<P> kernel(const Plan& plan) {
-    if (plan.regime == Regime::tiled) return run_tiled<P>;
+  static KernelOf<typename P::Args> kernel(const Plan& plan) {
+    if (plan.regime == Regime::tiled) return tiled_kernel<P>();
     if constexpr (has_wide_tiles(Math::kMatrix, P::First::kIn))
-      if (plan.wide) return run_sequence<P, TileShape<Math, 1, true>, GlobalExchange>;
+      if (plan.wide) return sequence_kernel<P, TileShape<Math, 1, true>, GlobalExchange>();
     if constexpr (most_unit_blocks(kNumberBytes) == 2)
       if (plan.unit_blocks[0] == 2) return sequence<P, TileShape<Math, 2>>(plan.regime);
     return sequence<P, TileShape<Math, 1>>(plan.regime);
   }
   template <class P, class Shape>
-  static KernelOf<P> sequence(Regime regime) {
+  static KernelOf<typename P::Args> sequence(Regime regime) {
     if constexpr (std::is_same_v<P, Pass>)
       if (regime == Regime::processor || regime == Regime::cluster)
-        return run_sequence<P, Shape, ClusterExchange>;
-    return run_sequence<P, Shape, GlobalExchange>;
+        return sequence_kernel<P, Shape, ClusterExchange>();
+    return sequence_kernel<P, Shape, GlobalExchange>();
   }
 
   const Sizes& sizes_;

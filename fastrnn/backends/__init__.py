@@ -37,6 +37,7 @@ from .base import (
 )
 from .cpu import CpuBackend
 from .cuda import CudaBackend
+from .cupy import CupyBackend
 from .numba import NumbaBackend
 from .reference import ReferenceBackend
 from .torch import TorchBackend
@@ -326,5 +327,12 @@ def _verdicts(problem: Problem) -> str:
     )
 
 
-for _backend in (CpuBackend(), CudaBackend(), NumbaBackend(), TorchBackend(), ReferenceBackend()):
+for _backend in (
+    CpuBackend(),
+    CudaBackend(),
+    CupyBackend(),
+    NumbaBackend(),
+    TorchBackend(),
+    ReferenceBackend(),
+):
     register(_backend)

@@ -8,7 +8,7 @@ products is dense, so that no product meets padding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -139,8 +139,8 @@ class _Call:
     def run(self, name: str, *arguments: object) -> Tensor:
         """Call a function of the extension; returns its workspace, of the size that it asks for."""
         backend, fixed = self.backend, self.fixed
-        function = getattr(backend.extension(), name)
         stream, timeline = backend.stream(self.problem), _address(self.timeline)
+        function = backend.function(name, fixed.device, stream)
         key = (name, self.math)
         size = fixed.workspace.get(key, 0)
         while True:
@@ -181,6 +181,11 @@ class CudaBackend(FusedBackend):
         extension = self._extension or load()[0]
         assert extension is not None
         return extension
+
+    def function(self, name: str, device: int, stream: int) -> Callable[..., int]:
+        """A function that launches kernels on that stream, which its arguments name too."""
+        launching: Callable[..., int] = getattr(self.extension(), name)
+        return launching
 
     def stream(self, problem: Problem) -> int:
         # torch.cuda.current_stream makes an object of it first.

@@ -23,7 +23,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-RUNTIME = ("fibre.cpp", "scheduler.cpp", "launch.cpp", "memory.cpp")
+RUNTIME = ("fibre.cpp", "scheduler.cpp", "launch.cpp", "by_address.cpp", "memory.cpp")
 CHECKED_RUNTIME = (*RUNTIME, "races.cpp")
 
 # Fields of struct Configuration, in order, with its defaults.
@@ -189,6 +189,12 @@ def pointer(array: Any) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.data_ptr() if hasattr(array, "data_ptr") else array.ctypes.data)
 
 
+def plain_name(function: str) -> str:
+    """A function's name without result, arguments and the namespaces of fastrnn."""
+    name = re.sub(r"fastrnn::(\w+::)*", "", function).partition("(")[0].removeprefix("void ")
+    return re.sub(r"\s+>", ">", name)
+
+
 def _bytes(array: Any) -> int:
     return int(array.numel() * array.element_size() if hasattr(array, "numel") else array.nbytes)
 
@@ -237,6 +243,23 @@ class Emulated:
         message = function(*arguments) or self.library.fastrnn_emulator_report()
         if message:
             raise EmulatorFault(self.with_lines(message.decode()))
+
+    @functools.cached_property
+    def functions(self) -> dict[str, int]:
+        """Addresses by name, without arguments and namespaces, as ``pack<HalfMath>``.
+
+        Of functions of one name, as there may be in several sources, it is any one's.
+        """
+        command = ["nm", "--demangle", "--defined-only", "--format=posix", str(self.path)]
+        found = {}
+        for line in _run(command).splitlines():
+            # Not what belongs to a function: {lambda ...}, and [clone ...], what was split off.
+            if match := re.fullmatch(r"([^\[{]+) [tTW] ([0-9a-f]+)( [0-9a-f]+)?", line):
+                found[plain_name(match[1])] = int(match[2], 16)
+        known = "fastrnn_emulator_configure"
+        base = ctypes.cast(self.library[known], ctypes.c_void_p).value
+        assert base is not None
+        return {name: base - found[known] + place for name, place in found.items()}
 
     def with_lines(self, report: str) -> str:
         """The report with places of the program as lines of the source."""
