@@ -20,6 +20,7 @@ from cases import (
     fastrnn_forward,
     torch_forward,
 )
+from cuda_emulator import runner
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -86,6 +87,20 @@ def test_equals_one_hot(case: Case, backend: str) -> None:
     with use_backend("reference"):
         expected = results_of(dense.map(lambda t: t.to(wide)) if case.stored else dense)
     compare(case, {k: v.to(expected[k].dtype) for k, v in actual.items()}, expected)
+
+
+@pytest.mark.skipif(runner.compiler() is None, reason="no C++ compiler")
+@each(
+    Case(cell, torch.float32, input_size=COLUMNS, bidirectional=True, lengths="random", batch=4)
+    for cell in ALL_CELLS
+)
+def test_cuda_kernels_equal_one_hot(case: Case) -> None:
+    from cuda_emulated import registered
+
+    dense, indexed = of_indices(case)
+    with registered("grid-1", multiprocessors=16) as name, use_backend(name):
+        actual = results_of(indexed)
+    compare(case, actual, results_of(dense))
 
 
 @each(Case(cell, input_size=COLUMNS, layout=layout) for cell in TORCH_CELLS for layout in LAYOUTS)

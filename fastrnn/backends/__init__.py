@@ -299,6 +299,8 @@ def _choose(problem: Problem, forced: str | None, *, only_differentiable: bool) 
     refusals: list[tuple[str, str]] = []
     for name, backend in _registry.items():
         verdict = verdict_of(backend)
+        if verdict.ok and backend.on_request:
+            verdict = Verdict(False, backend.on_request)
         if verdict.ok:
             _env.logger.info(
                 "%s %s on %s: served by %r%s",

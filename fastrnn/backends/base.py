@@ -50,6 +50,8 @@ class Backend(ABC):
     #: True when ``layer`` builds an autograd graph of torch operations; False when the backend
     #: has a ``forward`` and a ``backward`` of its own.
     differentiable: bool = False
+    #: Why the backend serves only calls for which it is insisted on; empty: whatever it can.
+    on_request: str = ""
 
     @abstractmethod
     def available(self) -> Verdict:

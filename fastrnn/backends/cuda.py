@@ -216,7 +216,10 @@ class CudaBackend(FusedBackend):
         outputs = problem.allocate(call.x)
         x = call.dense_x(call.dense_index())
         with _Products(call.math):
-            gates = [torch.mm(x, own[0].t()) for own in call.weights]
+            if problem.x_is_gates:
+                gates = [part.contiguous() for part in x.chunk(problem.directions, dim=1)]
+            else:
+                gates = [torch.mm(x, own[0].t()) for own in call.weights]
         call.run(
             "forward",
             call.weight_addresses,
@@ -281,6 +284,8 @@ class CudaBackend(FusedBackend):
         with _Products(call.math):
             weights: list[Tensor | None] = []
             x = call.dense_x(index) if any(own[0] for own in wants) else None
+            if x is not None and problem.x_is_gates:
+                x = x[:, :0]  # nothing that W_ih multiplies
             for d in directions:
                 weights += _weight_gradients(problem, wants[d], da[d], x, h_prev[d], mid[d], dh[d])
             grad_x = _input_gradient(call, index, da) if needs.x else None
@@ -347,9 +352,12 @@ def _input_gradient(call: _Call, index: Tensor | None, da: Sequence[Tensor]) -> 
     """Gradient of x, from both directions; zero where no row is."""
     problem = call.problem
     from_x = [_split(problem, own)[0] for own in da]
-    grad = torch.mm(from_x[0], call.weights[0][0])
-    if len(da) == 2:
-        grad.addmm_(from_x[1], call.weights[1][0])
+    if problem.x_is_gates:
+        grad = torch.cat(from_x, dim=1)
+    else:
+        grad = torch.mm(from_x[0], call.weights[0][0])
+        if len(da) == 2:
+            grad.addmm_(from_x[1], call.weights[1][0])
     if index is not None:
         grad = grad.new_zeros(problem.rows, problem.input_size).index_copy_(0, index, grad)
     return grad.view(problem.sequence_shape(problem.input_size))

@@ -162,6 +162,7 @@ class _Device:
 
 class CupyBackend(CudaBackend):
     name = "cupy"
+    on_request = "only where it is insisted on: no GPU has run its kernels yet"
 
     def __init__(self) -> None:
         super().__init__()
