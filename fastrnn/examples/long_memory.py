@@ -134,9 +134,9 @@ class Network(NamedTuple):
         return layer
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, *, steps: int) -> None:
     """Options of a training."""
-    parser.add_argument("--steps", type=positive, default=800, help="most steps of a training")
+    parser.add_argument("--steps", type=positive, default=steps, help="most steps of a training")
     parser.add_argument("--hidden", type=positive, default=48, help="units")
     parser.add_argument("--batch", type=positive, default=32, help="sequences in a batch")
     parser.add_argument("--rate", type=positive_float, default=3e-3, help="learning rate")

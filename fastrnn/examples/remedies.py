@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         data="text file with numbers from 0 to 1 to add (default: uniform ones)",
     )
     parser.add_argument("--length", type=positive, default=60, help="steps of the problem")
-    add_options(parser)
+    add_options(parser, steps=2000)
     return parse_options(parser, arguments)
 
 

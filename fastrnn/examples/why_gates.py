@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK"
     )
-    add_options(parser)
+    add_options(parser, steps=1500)
     parser.add_argument("--pictured", type=positive, default=100, help="steps in the pictures")
     return parse_options(parser, arguments)
 
