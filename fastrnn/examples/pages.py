@@ -221,7 +221,7 @@ def section(name: str) -> str:
     body = RENDERERS[name.partition("-")[0]](content)
     machine = (
         f"torch {content['torch']}, fastrnn {content['fastrnn']}, layers of `{content['layers']}`, "
-        f"{content['threads']} threads."
+        f"{content['threads']} thread{'s' * (content['threads'] != 1)}."
     )
     return (
         f"\n```sh\n{content['command']}\n```\n\n{body}\n\n![{name}](../results/{name}.png)\n\n"
