@@ -332,6 +332,19 @@ def test_insisting_during_backward_only(inside: str) -> None:
 # Registering another.
 
 
+def test_on_request_only(registry: None) -> None:
+    spy = Spy()
+    spy.on_request = "still on trial"  # type: ignore[misc]
+    backends.register(spy, before=BACKENDS[0])
+    case = Case("gru")
+    results(arguments(case))
+    assert not spy.served
+    problem = backends.example("gru", torch.float64, torch.device("cpu"), *[False] * 4)
+    assert "served by 'spy'" not in backends.explain(problem)
+    results(arguments(case), backend="spy")
+    assert spy.served
+
+
 def test_register(registry: None) -> None:
     spy = Spy()
     backends.register(spy)

@@ -464,7 +464,8 @@ class ForwardLayer {
   // weights of the input, so it should not be much smaller than those.
   static int64_t steps_of_chunk(const Forward<T>& args) {
     constexpr int64_t kLeast = 512 << 10, kMost = 4 << 20;
-    const int64_t weight_bytes = Cell::kGates * args.hidden * input_depth(args) * int64_t(sizeof(T));
+    const int64_t weight_bytes =
+        Cell::kGates * args.hidden * input_depth(args) * int64_t(sizeof(T));
     const int64_t bytes = weight_bytes < kLeast  ? kLeast
                           : weight_bytes > kMost ? kMost
                                                  : weight_bytes;
