@@ -42,6 +42,8 @@ from .problem import LayerInputs, LayerOutputs
 
 Output = Tensor | PackedSequence
 
+_INDEX_DTYPES = (torch.int64, torch.int32)
+
 
 def lstm(
     input: Output,
@@ -343,9 +345,9 @@ def zeros_of_packed(packed: PackedSequence, weights: Sequence[Tensor], states: i
     return weights[1].new_zeros(states, batch, weights[1].shape[-1])
 
 
-def are_indices(x: Tensor, most_dims: int) -> bool:
+def are_indices(x: object, most_dims: int) -> bool:
     """Whether an input holds numbers that stand for one-hot vectors, in so many dimensions."""
-    return x.dtype in (torch.int64, torch.int32) and x.dim() <= most_dims
+    return isinstance(x, Tensor) and x.dtype in _INDEX_DTYPES and x.dim() <= most_dims
 
 
 def look_up(

@@ -20,7 +20,7 @@ import pybind11
 from cuda_emulator import runner
 
 from fastrnn import backends
-from fastrnn.backends.cuda import REGIMES, CudaBackend
+from fastrnn.backends.cuda import CudaBackend, choice_of
 from fastrnn.problem import Problem
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
@@ -86,9 +86,7 @@ class EmulatedBackend(CudaBackend):
         super().__init__()
         self._extension = extension(checked=checked, csrc=csrc)
         if regime is not None:
-            name, *numbers = regime.split("-")
-            cluster, unit_blocks, places = (*map(int, numbers), -1, -1, -1)[:3]
-            self.choice = (REGIMES.index(name), cluster, unit_blocks, places)
+            self.choice = choice_of(regime)
 
     def stream(self, problem: Problem) -> int:
         return 0

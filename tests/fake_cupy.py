@@ -20,7 +20,7 @@ from cases import Case, arguments, results
 
 from fastrnn import backends
 from fastrnn.backends.base import Verdict
-from fastrnn.backends.cuda import REGIMES, _Call
+from fastrnn.backends.cuda import _Call, choice_of
 from fastrnn.backends.cupy import CupyBackend
 from fastrnn.problem import Problem
 
@@ -167,8 +167,7 @@ class FakeGpuBackend(CupyBackend):
         super().__init__()
         self.gpu = gpu
         if regime is not None:
-            name, cluster, unit_blocks = (*regime.split("-"), "-1", "-1")[:3]
-            self.choice = (REGIMES.index(name), int(cluster), int(unit_blocks))
+            self.choice = choice_of(regime)
 
     def cupy(self) -> Any:
         return self.gpu

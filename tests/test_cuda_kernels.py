@@ -13,7 +13,7 @@ from cuda_emulator import runner
 if runner.compiler() is None:
     pytest.skip("no C++ compiler", allow_module_level=True)
 
-from cuda_cases import DEVICE, FLOATS, REGIMES, options, poisoned, run
+from cuda_cases import DEVICE, FLOATS, REGIMES, options, poisoned, rnn_precision, run
 from cuda_emulated import registered
 
 
@@ -186,7 +186,7 @@ def test_a_regime_that_cannot_run_says_so() -> None:
 
 def test_a_device_too_small_for_the_weights_is_served_step_by_step() -> None:
     case = Case("lstm", torch.float32, steps=2, hidden_size=200, batch=2)
-    with registered(multiprocessors=2, shared_per_block=32768) as name:
+    with rnn_precision(tf32=False), registered(multiprocessors=2, shared_per_block=32768) as name:
         check(results(arguments(case), backend=name), reference(arguments(case)), case)
 
 

@@ -29,7 +29,7 @@ from cuda_emulated import registered as registered_cuda
 from cupy_emulated import EmulatedCupy
 
 #: What can be launched: clusters cannot.
-REGIMES = ("stepwise", "processor", "grid")
+REGIMES = ("stepwise", "processor", "grid", "tiled")
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_every_arithmetic(cell: str, arithmetic: str, regime: str) -> None:
     check(run(case, regime, tf32=tf32), case, tf32=tf32)
 
 
-@pytest.mark.parametrize("regime", ["stepwise-1-2", "processor-1-1", "grid-1-2"])
+@pytest.mark.parametrize("regime", ["stepwise-1-2", "processor-1-1", "grid-1-2", "tiled-1"])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
 def test_the_bits_of_the_cuda_backend(cell: str, regime: str) -> None:
     """The same kernels, launched by the same plan: nothing is rounded otherwise."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import backends
-from fastrnn.backends.cuda import REGIMES, CudaBackend
+from fastrnn.backends.cuda import CudaBackend, choice_of
 
 #: Set to 1, everything runs on the CPU, at sizes that take seconds.
 REHEARSAL = "GPU_REHEARSAL"
@@ -35,8 +35,7 @@ class Forced(CudaBackend):
 
     def __init__(self, regime: str) -> None:
         super().__init__()
-        name, cluster = (*regime.split("-"), "-1")[:2]
-        self.choice = (REGIMES.index(name), int(cluster), -1, -1)
+        self.choice = choice_of(regime)
 
 
 @dataclass(frozen=True)

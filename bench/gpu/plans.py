@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastrnn.backends.cuda import REGIMES, CudaBackend
+from fastrnn.backends.cuda import FREE, CudaBackend, choice_of
 from fastrnn.cells import CELLS
 
 from .cases import GpuCase
@@ -28,10 +28,7 @@ def predicted(case: GpuCase, backend: CudaBackend, processors: int) -> dict[str,
     properties = device().cuda.get_device_properties(device().index)
     gates, hidden, itemsize = CELLS[case.cell].gates, case.hidden_size, case.dtype.itemsize
     matrix = case.tf32 or itemsize == 2
-    name, cluster = (*case.regime.split("-"), "-1")[:2]
-    choice = (-1, -1, -1, -1)
-    if case.regime:
-        choice = (REGIMES.index(name), int(cluster), -1, -1)
+    choice = choice_of(case.regime) if case.regime else FREE
     shared = getattr(properties, "shared_memory_per_block_optin", 0) or 232448
     clusters = 8 if properties.major >= 9 else 1  # blocks of one, of the size that is portable
     passes = {

@@ -31,6 +31,18 @@ _TF32 = 3
 
 REGIMES = ("stepwise", "processor", "cluster", "grid", "tiled")
 
+#: Regime (its place in REGIMES), blocks of a cluster, units of a group over 8 and places of a tile
+#: to insist on; -1: what has the shortest predicted time.
+Choice = tuple[int, int, int, int]
+FREE: Choice = (-1, -1, -1, -1)
+
+
+def choice_of(regime: str) -> Choice:
+    """To insist on a regime, and with ``-`` on further parts of a choice: ``grid-4-2``."""
+    name, *numbers = regime.split("-")
+    cluster, unit_blocks, places = (*map(int, numbers), -1, -1, -1)[:3]
+    return REGIMES.index(name), cluster, unit_blocks, places
+
 
 @functools.cache
 def load() -> tuple[ModuleType | None, str]:
@@ -173,9 +185,7 @@ class CudaBackend(FusedBackend):
 
     def __init__(self) -> None:
         self._extension: ModuleType | None = None
-        #: Regime (its place in REGIMES), blocks of a cluster, units of a group over 8 and places of
-        #: a tile to insist on; -1: what has the shortest predicted time.
-        self.choice = (-1, -1, -1, -1)
+        self.choice = FREE
 
     def extension(self) -> ModuleType:
         extension = self._extension or load()[0]
