@@ -201,7 +201,9 @@ def _input_rank(rng: random.Random, setting: Setting) -> Callable[[Classes], Any
 
 
 def _input_dtype(rng: random.Random, setting: Setting) -> Callable[[Classes], Any]:
-    others = [torch.float32, torch.float64, torch.float16, torch.int64, torch.bool, torch.complex64]
+    # Where a dimension is missing, int64 is no mistake: numbers of one-hot vectors.
+    integers = torch.int16 if setting.batch is None else torch.int64
+    others = [torch.float32, torch.float64, torch.float16, integers, torch.bool, torch.complex64]
     other = rng.choice([dtype for dtype in others if dtype != setting.dtype])
     return _with_input(setting, setting.input(dtype=other))
 
