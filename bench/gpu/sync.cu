@@ -184,6 +184,14 @@ __global__ void nothing(Nothing args) {
 
 const char* const kWhat = "sync";
 
+void set_to_zero(void* memory, int64_t bytes) {
+#if defined(FASTRNN_CUDA_EMULATOR)
+  memset(memory, 0, size_t(bytes));
+#else
+  check(cudaMemset(memory, 0, size_t(bytes)), kWhat);
+#endif
+}
+
 // Memory of the device, zeroed.
 class Memory {
  public:
@@ -194,7 +202,7 @@ class Memory {
 #else
     check(cudaMalloc(&data_, size_t(bytes)), kWhat);
 #endif
-    set_to_zero(data_, bytes, nullptr, kWhat);
+    set_to_zero(data_, bytes);
   }
   ~Memory() {
 #if !defined(FASTRNN_CUDA_EMULATOR)
@@ -305,7 +313,7 @@ class Benchmark {
     const Memory flags(4 * int64_t(how.grid[0])), values(2 * kThreads * sizeof(Vector16));
     const Rounds args = {flags.as<unsigned>(), values.as<Vector16>(), rounds_};
     const double total = seconds([&] {
-      set_to_zero(args.flags, 4 * int64_t(how.grid[0]), nullptr, kWhat);
+      set_to_zero(args.flags, 4 * int64_t(how.grid[0]));
       launch(kernel, how, args, kWhat);
     });
     return total / rounds_;
