@@ -143,7 +143,7 @@ cuda = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cuda)
 assert cuda.device_count() == 0
 try:
-    cuda.dense_rows((0,) * 8, (1, 1, 1, 1, 1, 1, 1), (0, 0, 0), 0)
+    cuda.dense_rows((0,) * 9, (1, 1, 1, 1, 1, 1, 1), (0, 0, 0), 0)
 except RuntimeError as error:
     print(error)
 """
