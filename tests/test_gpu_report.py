@@ -314,7 +314,7 @@ def test_regimes_by_force() -> None:
     before = list(backends.backends())
     with device.serving() as name:
         assert name == "cuda"
-    for regime, choice in {"stepwise": (0, -1, -1), "grid-4": (3, 4, -1)}.items():
+    for regime, choice in {"stepwise": (0, -1, -1, -1), "grid-4": (3, 4, -1, -1)}.items():
         with device.serving(regime) as name:
             forced = backends.get(name)
             assert isinstance(forced, CudaBackend)
