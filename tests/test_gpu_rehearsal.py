@@ -59,7 +59,8 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert found["test"]["complete"]
     assert found["test"]["counts"]["passed"] == found["test"]["collected"] > 100
     assert {check["status"] for check in found["sanitize"]["checks"]} == {"ok"}
-    assert set(found["sync"]["rates"]) == set(found["sync"]["assumed"])
+    unmeasured = {"kLatency", "kFar"}  # of single loads, which the micro-benchmark does not time
+    assert set(found["sync"]["rates"]) == set(found["sync"]["assumed"]) - unmeasured
     rows = found["bench"]["cases"]
     assert {row["regime"] for row in rows} > {""}
     for row in rows:
