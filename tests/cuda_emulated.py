@@ -106,3 +106,5 @@ def registered(
     finally:
         backends._registry = before
         backends._chosen.clear()
+        if csrc != CSRC:  # nobody comes back to changed sources
+            device(checked=checked, csrc=csrc).release()

@@ -360,6 +360,31 @@ def test_occupancy() -> None:
     assert residency(Launch(2, 512, cluster=2), multiprocessors=10) == (1, 5)
 
 
+def mappings() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells mappings there")
+def test_stacks_are_given_back() -> None:
+    """Each is two mappings of the process, of which there may be 65530."""
+    emulated = load("primitives", checked=False, multiprocessors=1024)
+    threads, seen = 1024, np.zeros((1, 1, 8, 1024, 8), np.int32)
+    launch = Launch(8, threads, cooperative=True)
+    emulated.release()
+    before = mappings()
+    run(emulated, "places", launch, seen)
+    assert mappings() > before + 8 * threads
+    emulated.release()
+    assert mappings() <= before + 64
+    run(emulated, "places", launch, seen)
+    assert (seen[..., 0] == 2).all()
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    assert most < 2 * 1024 * threads, "the next launch would begin"
+    with pytest.raises(EmulatorFault, match=r"no stacks for 1048576 threads: .*vm\.max_map_count"):
+        run(emulated, "places", Launch(1024, threads, cooperative=True), seen)
+    assert mappings() <= before + 64
+
+
 def test_the_device_is_what_the_test_describes() -> None:
     answers = (ctypes.c_int * 4)()
     emulated = load(

@@ -21,7 +21,8 @@ namespace fastrnn::emulator {
 void* new_fibre(void* stack_top, void (*entry)());
 
 // The stacks of a machine's threads, kept for the next launch. Below each lies a page that cannot
-// be touched: a kernel that overflows its stack ends there and not in its neighbour's.
+// be touched: a kernel that overflows its stack ends there and not in its neighbour's. So each is
+// two mappings of the process, of which Linux allows 65530 (vm.max_map_count).
 class Stacks {
  public:
   static constexpr size_t kBytes = 128 << 10, kGuard = 4096;
@@ -29,27 +30,40 @@ class Stacks {
   Stacks() = default;
   Stacks(const Stacks&) = delete;
   Stacks& operator=(const Stacks&) = delete;
-  ~Stacks() {
+  ~Stacks() { release(); }
+
+  // Whether there are n now; if not, there are none: the process has other uses for its last
+  // mappings.
+  bool reserve(size_t n) {
+    while (n > chunks_.size() * kChunk)
+      if (!grow()) return release(), false;
+    return true;
+  }
+  void release() {
     for (char* chunk : chunks_) munmap(chunk, kBytes * kChunk);
+    chunks_.clear();
   }
 
-  char* low(size_t i) {
-    while (i >= chunks_.size() * kChunk) grow();
-    return chunks_[i / kChunk] + i % kChunk * kBytes + kGuard;
-  }
+  char* low(size_t i) const { return chunks_[i / kChunk] + i % kChunk * kBytes + kGuard; }
   // Staggered: with all tops at the same distance from a page, all fibres would share a few lines
   // of the cache.
-  char* top(size_t i) { return low(i) + (kBytes - kGuard) - 64 * (i % 61); }
+  char* top(size_t i) const { return low(i) + (kBytes - kGuard) - 64 * (i % 61); }
 
  private:
   static constexpr size_t kChunk = 64;
 
-  void grow() {
+  bool grow() {
     void* chunk = mmap(nullptr, kBytes * kChunk, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (chunk == MAP_FAILED) __builtin_trap();
-    for (size_t i = 0; i < kChunk; i++) mprotect((char*)chunk + i * kBytes, kGuard, PROT_NONE);
+    if (chunk == MAP_FAILED) return false;
     chunks_.push_back((char*)chunk);
+    for (size_t i = 0; i < kChunk; i++)
+      if (mprotect((char*)chunk + i * kBytes, kGuard, PROT_NONE) != 0) {
+        munmap(chunk, kBytes * kChunk);
+        chunks_.pop_back();
+        return false;
+      }
+    return true;
   }
 
   std::vector<char*> chunks_;

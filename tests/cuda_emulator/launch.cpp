@@ -130,6 +130,12 @@ std::string launch(const void* kernel, const Shape& shape, void (*body)(const vo
     m.pending[size_t(place)] = i;
   }
   m.blocks_left = shape.grid.volume();
+  const size_t threads = m.clusters.size() * size_t(shape.cluster) * size_t(shape.threads);
+  if (!m.stacks.reserve(threads))
+    return "no stacks for " + std::to_string(threads) +
+           " threads: the process has no memory or mappings left (vm.max_map_count); libraries "
+           "that "
+           "are done with can release theirs";
   const size_t bytes =
       m.clusters.size() * size_t(shape.cluster) * size_t(m.shared_stride()) + 1024 + 2 * kSlack;
   if (m.shared.size() < bytes) m.shared.resize(bytes);
@@ -239,6 +245,13 @@ __attribute__((visibility("default"))) void fastrnn_emulator_configure(
     const fastrnn::emulator::Configuration* configuration) {
   fastrnn::emulator::settings().configuration = *configuration;
   fastrnn::emulator::settings().changes++;
+}
+// Gives back what this thread's launches keep for the next one.
+__attribute__((visibility("default"))) void fastrnn_emulator_release() {
+  auto& machine = fastrnn::emulator::machine();
+  machine.stacks.release();
+  machine.shared = {};
+  machine.shadow.reset();
 }
 // From now on kernels may access global memory only in buffers told of. No bytes: forget them all.
 __attribute__((visibility("default"))) void fastrnn_emulator_buffer(const void* data, int64_t bytes,

@@ -217,6 +217,10 @@ class Emulated:
         """Describe the device and choose the seed; what is not named has its default."""
         self.library.fastrnn_emulator_configure(ctypes.byref(Configuration(**values)))
 
+    def release(self) -> None:
+        """Give back stacks and memory that this thread's launches keep for the next one."""
+        self.library.fastrnn_emulator_release()
+
     def launches(self) -> int:
         """Kernels that this thread has started since `configure`."""
         return int(self.library.fastrnn_emulator_launches())
