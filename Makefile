@@ -57,7 +57,7 @@ test-cuda: $(VENV)/built
 bench: $(VENV)/built $(VENV)/peers
 	$(PY) -m bench.run $(if $(THREADS),--threads $(THREADS)) $(ARGS)
 	$(if $(ARGS),,$(PY) -m bench.whole_model $(if $(THREADS),--threads $(THREADS)))
-	$(PY) -m bench.readme_table
+	$(PY) -m bench.pages
 
 # With the interpreter that is given, which must have a torch for the GPU: nothing is installed.
 gpu:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import readme_table, whole_model
+from bench import pages, whole_model
 from bench.cases import INFERENCE, MODES
 from bench.whole_model import LIBRARIES, MODELS, OURS, THEIRS, Row, Runs, WrongNumbers
 
@@ -43,8 +43,8 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out.splitlines()
     assert printed == [whole_model.HEADER, *map(whole_model.line, rows)]
 
-    page = readme_table.section(tmp_path)
-    assert page.startswith("### Whole models\n\n")
+    page = pages.details(tmp_path)
+    assert "\n\n## Whole models\n\n" in page
     for row in rows:
         graphs = f"{row.graphs} | {row.compile_seconds:.2g}" if row.compiled else " | "
         shown = f"{row.seconds * 1e3:.4g} | {row.ratio:.2f} ± {row.spread:.2f}"

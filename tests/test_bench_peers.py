@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import contention, onnx_peer, plots, readme_table, report
+from bench import contention, onnx_peer, pages, plots, report
 from bench.cases import CASES, INFERENCE, PACKED, TRAINING, Case
 from bench.contention import Slowdown
 from bench.onnx_peer import OnnxPeer
@@ -166,8 +166,8 @@ FACTS |= {"fastrnn": "0.1.0", "commit": "abc", "date": "2026-01-02T03:04:05+00:0
 
 
 def stored(folder: Path, version: str) -> str:
-    """The section of a run with two cases, one of them slower than ONNX Runtime."""
-    names = readme_table.CHOSEN
+    """The page of a run with two cases, one of them slower than ONNX Runtime."""
+    names = pages.CHOSEN
     cases = {case.name: case for case in CASES}
     timing = Timing(1e-3, 3e-3, 3.0, 0.25, 9, 1)
     onnx = Timing(1e-3, 5e-4, 0.5, 0.125, 6, 1)
@@ -183,15 +183,15 @@ def stored(folder: Path, version: str) -> str:
     path = folder / "1-threads.json"
     report.write_json(path, FACTS | {"onnxruntime": version}, rows, slowdowns)
     assert json.loads(path.read_text())["cases"][0]["ratio"] == (0.5 if version else 3.0)
-    return readme_table.section(folder)
+    return pages.details(folder)
 
 
 def test_page_with_onnx_runtime(tmp_path: Path) -> None:
     found = stored(tmp_path, "1.31.1")
     assert "ONNX Runtime 1.31.1, 2026-01-02" in found
     assert "| torch.nn, ms | ONNX Runtime, ms | fastrnn, ms | ratio |" in found
-    assert f"| `{readme_table.CHOSEN[0]}` | numba | 3 | 0.5 | 1 | 0.50 ± 0.12 |" in found
-    assert f"| `{readme_table.CHOSEN[6]}` | numba | 3 |  | 1 | 3.00 ± 0.25 |" in found
+    assert f"| `{pages.CHOSEN[0]}` | numba | 3 | 0.5 | 1 | 0.50 ± 0.12 |" in found
+    assert f"| `{pages.CHOSEN[6]}` | numba | 3 |  | 1 | 3.00 ± 0.25 |" in found
     assert "| 1 | 2.0x | 1.5x |\n| 3 | 99.0x | 4.0x |" in found
 
 
@@ -204,13 +204,14 @@ def test_page_without_onnx_runtime(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is missing")
 def test_page_with_plot(tmp_path: Path) -> None:
     folder = tmp_path / "bench" / "results"
-    assert "![" not in stored(folder, "1.31.1")
-    readme_table.draw(folder)
-    assert (folder / readme_table.PLOT).read_bytes().startswith(b"\x89PNG")
-    assert f"(bench/results/{readme_table.PLOT})" in readme_table.section(folder)
+    stored(folder, "1.31.1")
+    assert "![" not in pages.section(folder)
+    pages.draw(folder)
+    assert (folder / pages.PLOT).read_bytes().startswith(b"\x89PNG")
+    assert f"(bench/results/{pages.PLOT})" in pages.section(folder)
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "draw_overview", None)
-    readme_table.draw(tmp_path)
+    pages.draw(tmp_path)
     assert list(tmp_path.iterdir()) == []

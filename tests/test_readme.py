@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import fastrnn
-from bench import readme_table, report
+from bench import pages, report
 from bench.cases import CASES
 from bench.gpu import __main__ as gpu
 from bench.gpu import report as gpu_report
@@ -268,13 +268,16 @@ def test_names_in_the_steps_exist() -> None:
 
 
 def test_performance_is_that_of_the_stored_results() -> None:
-    current = readme_table.rewritten(PAGE, readme_table.section())
-    assert current == PAGE, "python -m bench.readme_table brings README.md up to date"
+    for path, text in (
+        (pages.README, pages.rewritten(PAGE, pages.section())),
+        (pages.DETAILS, pages.details()),
+    ):
+        assert path.read_text(encoding="utf-8") == text, "python -m bench.pages writes both"
 
 
 def test_gpu_performance_is_that_of_the_stored_results() -> None:
-    section = gpu_report.section(readme_table.RESULTS)
-    current = readme_table.rewritten(PAGE, section, gpu_report.BEGIN, gpu_report.END)
+    section = gpu_report.section(pages.RESULTS)
+    current = pages.rewritten(PAGE, section, gpu_report.BEGIN, gpu_report.END)
     assert current == PAGE, "make gpu-store brings README.md up to date"
 
 
@@ -288,20 +291,21 @@ def test_gpu_parts_are_those_there_are() -> None:
 
 
 def test_chosen_cases_exist() -> None:
-    assert set(readme_table.CHOSEN) <= {case.name for case in CASES}
+    assert set(pages.CHOSEN) <= {case.name for case in CASES}
 
 
-def test_section_without_results(tmp_path: Path) -> None:
-    assert readme_table.section(tmp_path) == "no stored results yet"
+def test_pages_without_results(tmp_path: Path) -> None:
+    assert pages.section(tmp_path) == pages.NOTHING
+    assert pages.details(tmp_path).endswith(f"\n\n{pages.NOTHING}\n")
 
 
-def test_section_of_results(tmp_path: Path) -> None:
+def test_pages_of_results(tmp_path: Path) -> None:
     """As ``bench.run`` writes them: rows of ours, torch's, a wrong one, one not shown."""
     facts = {"cpu": "Some CPU", "isa": "AVX2", "threads": 1, "cores": 2, "torch": "2.13.0"}
     facts |= {"fastrnn": "0.1.0", "commit": "abc", "date": "2026-01-02T03:04:05+00:00"}
     by_name = {case.name: case for case in CASES}
-    first, second, third = (by_name[name] for name in readme_table.CHOSEN[:3])
-    (other, *_) = (case for case in CASES if case.name not in readme_table.CHOSEN)
+    first, second, third = (by_name[name] for name in pages.CHOSEN[:3])
+    (other, *_) = (case for case in CASES if case.name not in pages.CHOSEN)
     timing = Timing(1e-3, 2e-3, 2.0, 0.25, 9, 1)
     results = [
         report.Row(third, "cpu", 1.0, None, None, "output: 3 tolerances"),
@@ -310,11 +314,15 @@ def test_section_of_results(tmp_path: Path) -> None:
         report.Row(other, "numba", 1.0, 0.5, timing),
     ]
     report.write_json(tmp_path / "1-threads.json", facts, results)
-    found = readme_table.section(tmp_path)
-    assert found.startswith("### 1 thread\n\nSome CPU (AVX2), 1 threads of 2 cores, torch 2.13.0")
+    machine = "Some CPU (AVX2), 1 threads of 2 cores, torch 2.13.0"
+    overview = pages.section(tmp_path)
+    assert f"\n\n{machine}" in overview
+    assert rows(overview) == [["rnn_tanh", "inference", "2.00 (2.00)", "2.00 (2.00)"]]
+    _, found = pages.details(tmp_path).split("\n\n## 1 thread\n\n")
+    assert found.startswith(machine)
     assert "1 of them were not served by our kernels" in found
     assert "1 of them had wrong numbers" in found
-    summary, chosen = (rows(text) for text in found.split("\n\n")[2:])
+    summary, chosen = (rows(text) for text in found.split("\n\n")[1:])
     content = json.loads((tmp_path / "1-threads.json").read_text())
     assert [row[:3] for row in summary] == [
         [s["cell"], s["mode"], str(s["cases"])] for s in content["summary"]
@@ -331,12 +339,12 @@ def test_section_of_results(tmp_path: Path) -> None:
     "page",
     [
         "nothing",
-        readme_table.BEGIN,
-        f"{readme_table.END}\n{readme_table.BEGIN}",
-        f"{readme_table.BEGIN}\n{readme_table.END}\n" * 2,
+        pages.BEGIN,
+        f"{pages.END}\n{pages.BEGIN}",
+        f"{pages.BEGIN}\n{pages.END}\n" * 2,
     ],
     ids=["none", "no end", "wrong order", "twice"],
 )
 def test_page_without_place(page: str) -> None:
     with pytest.raises(ValueError, match=r"README\.md: expected"):
-        readme_table.rewritten(page, "")
+        pages.rewritten(page, "")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cases import ALL, MODES
+from ..pages import table
 from ..plots import COLORS, pyplot, ratio_ticks, save
-from ..readme_table import table
 from ..rows import geometric_mean
 from .cases import PARTS
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..readme_table import README, rewritten
+from ..pages import README, rewritten
 from ..run import RESULTS
 from . import report
 

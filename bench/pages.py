@@ -1,7 +1,7 @@
-"""The performance tables of README.md, from the stored results: ``python -m bench.readme_table``.
+"""What pages show of the stored results: ``python -m bench.pages``.
 
-Rewrites what stands between two comments in README.md, and draws its plot. ``tests/test_readme.py``
-fails while the page and the stored results differ.
+README.md gets an overview between two comments, and its plot; RESULTS.md beside this file all else.
+``tests/test_readme.py`` fails while a page and the stored results differ.
 """
 
 from __future__ import annotations
@@ -13,22 +13,34 @@ from pathlib import Path
 from typing import Any
 
 from . import plots, whole_model
+from .cases import ALL
 from .contention import TARGETS
 from .onnx_peer import NAME as ONNX
 from .report import machine_line
+from .rows import geometric_mean
 from .run import RESULTS
 from .workload import IMPLEMENTATIONS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-#: Results that the page shows, in this order; those that are not stored are left out.
+DETAILS = Path(__file__).resolve().parent / "RESULTS.md"
+#: Results that the pages show, in this order; those that are not stored are left out.
 SHOWN = ("2-threads.json", "1-threads.json")
 WHOLE_MODELS = whole_model.RESULTS.name
 PLOT = "overview.png"
-BEGIN = "<!-- performance: written by python -m bench.readme_table -->"
+BEGIN = "<!-- performance: written by python -m bench.pages -->"
 END = "<!-- end of performance -->"
 NOTHING = "no stored results yet"
+#: Groups of cases of the overview.
+GROUPS = ("inference", "training", "inference packed", "training packed")
+INTRODUCTION = """\
+# Results
 
-#: Cases that the page shows one by one: of each cell and mode a small one and a large one, and one
+Written by `python -m bench.pages` from `results/`. What is compared with what, and how, is in
+[NOTES.md](NOTES.md). The ratio is the other's time by fastrnn's, more than 1 where fastrnn is
+faster, and of two others that of the faster. T steps, B rows, I input features, H units. Rows named
+`prepacked` keep packed weights from call to call, as ONNX Runtime always does."""
+
+#: Cases that are shown one by one: of each cell and mode a small one and a large one, and one
 #: of each layout. Whoever chooses by hand could choose well; the summary above them has all.
 CHOSEN = (
     "rnn_tanh-inference-T1-B1-I200-H200",
@@ -129,16 +141,15 @@ def sentences(content: Mapping[str, Any]) -> str:
 
 
 def part(content: Mapping[str, Any]) -> str:
-    """What the page says of one file of results."""
-    threads = content["machine"]["threads"]
-    heading = f"### {threads} thread{'' if threads == 1 else 's'}"
+    """What RESULTS.md says of one file of results."""
+    heading = f"## {count(content['machine']['threads'], 'thread')}"
     paragraphs = (heading, sentences(content), summary_table(content), case_table(content))
     busy = contention_table(content)
     return "\n\n".join((*paragraphs, busy) if busy else paragraphs)
 
 
 def whole_models(content: Mapping[str, Any]) -> str:
-    """What the page says of whole models, as they are and compiled."""
+    """What RESULTS.md says of whole models, as they are and compiled."""
     facts = content["machine"]
     rows = [
         [
@@ -157,7 +168,43 @@ def whole_models(content: Mapping[str, Any]) -> str:
         f"{machine_line(facts)}. Where there are graphs the model is compiled; the ratio is the "
         "time of the model on torch.nn, not compiled, by that of the row."
     )
-    return "\n\n".join(("### Whole models", said, table(header, rows, words=(0, 1, 2))))
+    return "\n\n".join(("## Whole models", said, table(header, rows, words=(0, 1, 2))))
+
+
+def overview_table(contents: Sequence[Mapping[str, Any]]) -> str:
+    """Geometric mean and least ratio of each cell and group, by thread count."""
+    threads = [f"{count(content['machine']['threads'], 'thread')}" for content in contents]
+    header = ["cell", "mode"]
+    header += [f"{other}, {number}" for other in ("torch.nn", "the best") for number in threads]
+    rows = [
+        [cell, group, *map(mean_and_least, columns)]
+        for group in GROUPS
+        for cell in ALL
+        if any(columns := ratios(contents, cell, group))
+    ]
+    return table(header, rows, words=(0, 1))
+
+
+def ratios(contents: Sequence[Mapping[str, Any]], cell: str, group: str) -> list[list[float]]:
+    """For each column of the overview those of the cases that our kernels served."""
+    rows = [
+        [
+            case
+            for case in content["cases"]
+            if (case["cell"], case["group"]) == (cell, group) and case["ours"] and case["timing"]
+        ]
+        for content in contents
+    ]
+    theirs = [[case["timing"]["ratio"] for case in cases] for cases in rows]
+    return theirs + [[case["ratio"] for case in cases] for cases in rows]
+
+
+def mean_and_least(ratios: Sequence[float]) -> str:
+    return f"{geometric_mean(ratios):.2f} ({min(ratios):.2f})" if ratios else ""
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def stored(results: Path) -> list[dict[str, Any]]:
@@ -166,15 +213,25 @@ def stored(results: Path) -> list[dict[str, Any]]:
 
 
 def section(results: Path = RESULTS) -> str:
-    """What stands between the two comments."""
-    parts = [part(content) for content in stored(results)]
-    if parts and (results / PLOT).exists():
+    """What stands between the two comments of README.md."""
+    contents = stored(results)
+    if not contents:
+        return NOTHING
+    said = [f"{machine_line(content['machine'])}." for content in contents]
+    parts = [overview_table(contents), "  \n".join(said)]
+    if (results / PLOT).exists():
         where = f"{results.parent.name}/{results.name}/{PLOT}"
         parts.insert(0, f"![Times as fast as the best of the others, by cell and mode]({where})")
+    return "\n\n".join(parts)
+
+
+def details(results: Path = RESULTS) -> str:
+    """All of RESULTS.md."""
+    parts = [part(content) for content in stored(results)]
     models = results / WHOLE_MODELS
     if models.exists():
         parts.append(whole_models(json.loads(models.read_text(encoding="utf-8"))))
-    return "\n\n".join(parts) or NOTHING
+    return "\n\n".join((INTRODUCTION, *(parts or [NOTHING]))) + "\n"
 
 
 def rewritten(page: str, section: str, begin: str = BEGIN, end: str = END) -> str:
@@ -203,13 +260,10 @@ def draw(results: Path = RESULTS) -> None:
 
 def main() -> int:
     draw()
-    page = README.read_text(encoding="utf-8")
-    new = rewritten(page, section())
-    if new == page:
-        print("README.md shows the stored results already")
-    else:
-        README.write_text(new, encoding="utf-8")
-        print("README.md rewritten from bench/results")
+    pages = {README: rewritten(README.read_text(encoding="utf-8"), section()), DETAILS: details()}
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+        print(f"{path.name} shows the stored results")
     return 0
 
 
