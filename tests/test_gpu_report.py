@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -289,18 +289,37 @@ def test_storing(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.skipif(runner.compiler() is None, reason="no C++ compiler for the emulator")
 def test_predictions_are_the_planners(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cuda_emulated import EmulatedBackend
+    """What calls find on that device: its clusters are those that the occupancy query allows."""
+    from cuda_emulated import registered
 
     from bench.gpu import plans
     from bench.gpu.rehearsal import Rehearsal
 
     monkeypatch.setattr(plans, "device", Rehearsal)
-    case = next(case for case in CASES if case.name in STEP_GOALS)
-    found = plans.predicted(case, EmulatedBackend(), 132)
+
+    hopper = {"multiprocessors": 132, "multiprocessors_per_group": 22, "cluster_limit": 16}
+
+    def predicted(case: GpuCase, regime: str | None = None, **other: int) -> dict[str, Any]:
+        with registered(regime, **hopper | other) as name:
+            backend = backends.get(name)
+            assert isinstance(backend, CudaBackend)
+            return plans.predicted(case, backend)
+
+    inference, training = (case for case in CASES if case.name in STEP_GOALS)
+    assert predicted(inference).keys() == {"forward"}
+    found = predicted(training)
+    assert found["forward"] == predicted(inference)["forward"]
     assert found["forward"]["regime"] == found["backward"]["regime"] == "grid"
     assert 0 < found["forward"]["step"] < found["backward"]["step"] < 1e-5
-    small = next(case for case in CASES if case.regime == "stepwise")
-    assert plans.predicted(small, EmulatedBackend(), 132)["forward"]["regime"] == "stepwise"
+    assert predicted(training, "stepwise")["forward"]["regime"] == "stepwise"
+    small = replace(inference, hidden_size=256)
+    assert predicted(small)["forward"]["cluster"] == 16
+    # Groups of 12 multiprocessors, each with registers for one block only. What is resident is
+    # asked once for a device of so many: hence another batch.
+    crowded = {"multiprocessors_per_group": 12, "registers_per_thread": 255}
+    assert predicted(replace(small, batch=15), **crowded)["forward"]["cluster"] < 16
+    with pytest.raises(RuntimeError, match="the regime processor cannot run this"):
+        predicted(training, "processor")
     assert set(PARTS) == {case.part for case in CASES}
 
 
