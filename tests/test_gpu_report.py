@@ -22,7 +22,7 @@ from bench.gpu.workload import GpuWorkload, refuse
 from bench.timing import Timing
 from bench.workload import WrongNumbers
 from fastrnn import backends
-from fastrnn.backends.cuda import CudaBackend
+from fastrnn.backends.cuda import FREE, CudaBackend
 from fastrnn.cells import CELLS
 
 # The table.
@@ -339,6 +339,13 @@ def test_regimes_by_force() -> None:
             assert isinstance(forced, CudaBackend)
             assert forced.choice == choice
             assert forced.device_type == "cuda"
+    with device.serving_cupy() as name:
+        assert name == "cupy"
+    with device.serving_cupy("tiled-1") as name:
+        cupy = backends.get(name)
+        assert isinstance(cupy, CudaBackend)
+        assert cupy.choice == (4, 1, -1, -1)
+    assert cupy.choice == FREE
     assert list(backends.backends()) == before
 
 
