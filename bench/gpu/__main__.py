@@ -27,11 +27,11 @@ from .part import Part, Report
 
 #: What runs a part, and the seconds that it may take.
 PARTS: dict[str, tuple[Callable[[Part], Report], float]] = {
-    "build": (building.run, 560),
-    "test": (testing.run, 560),
-    "sanitize": (sanitizing.run, 560),
+    "build": (building.run, 480),
+    "test": (testing.run, 480),
+    "sanitize": (sanitizing.run, 480),
     "sync": (sync.run, 200),
-    "bench": (benchmark.run, 560),
+    "bench": (benchmark.run, 480),
 }
 
 
