@@ -65,7 +65,8 @@ def test_table_has_what_was_asked_for() -> None:
         for hidden in (200, 300, 650):
             assert some(cell=cell, hidden_size=hidden)
     assert some(hidden_size=64, batch=1, steps=16)
-    assert {case.regime for case in CASES} >= {"stepwise", "processor", "cluster", "grid-8"}
+    regimes = {"stepwise", "processor", "cluster", "grid-8", "grid-1-1-32", "tiled-1", "tiled-8"}
+    assert {case.regime for case in CASES} >= regimes
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,31 @@ def test_kernels_of_a_trace() -> None:
     assert first["role"] == ""
 
 
+def test_names_of_kernels() -> None:
+    """As the profiler has them, shortened for a table."""
+    tiled = (
+        "void fastrnn::cuda::run_tiled<fastrnn::cuda::ForwardPass<fastrnn::cuda::Lstm, "
+        "fastrnn::cuda::Tf32Math, false> >(fastrnn::cuda::ForwardPass<fastrnn::cuda::Lstm, "
+        "fastrnn::cuda::Tf32Math, false>::Args)"
+    )
+    assert kernels.role(tiled) == "forward in large tiles"
+    names = {
+        tiled: "run_tiled",
+        "void RNN_blockPersist_fp_LSTM<__half, float, 512>(cudnn::Params)": (
+            "RNN_blockPersist_fp_LSTM"
+        ),
+        "void cudnn::rnn::elemWise<float>(int)": "elemWise",
+        "void (anonymous namespace)::at::copy<int>(int)": "copy",
+        "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_bf16>(Params)": (
+            "cutlass_80_tensorop_bf16_s16816gemm_bf16"
+        ),
+        "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n": "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n",
+        "<unknown>": "<unknown>",
+    }
+    for name, short in names.items():
+        assert kernels.shortened(name) == short
+
+
 # What is said.
 
 MACHINE = {
@@ -160,6 +186,7 @@ MACHINE = {
     "fastrnn": "0.1.0",
     "commit": "abc",
     "date": "2026-01-02T03:04:05+00:00",
+    "tf32": {"cudnn": "tf32", "matmul": "none"},
     "rehearsed": False,
 }
 
@@ -193,7 +220,7 @@ def stored(tmp_path: Path) -> Path:
         by_name[f"{cell}-inference-T1024-B16-I768-H768-bfloat16"] for cell in ("lstm", "gru")
     )
     rows = [
-        row(lstm, 1.5),
+        row(lstm, 1.5) | {"kernels_theirs": [{"name": "void cudnn::persist<float>(int)"}]},
         row(gru, 4.0),
         {"name": "x", "part": "gru", "timing": None, "wrong": "!"},
     ]
@@ -212,10 +239,13 @@ def test_goals_that_are_missed() -> None:
     by_name = {case.name: case for case in CASES}
     lstm = row(by_name["lstm-inference-T1024-B16-I768-H768-bfloat16"], 1.5) | {"step": 2e-6}
     host = row(by_name["gru-inference-T16-B1-I64-H64-bfloat16"], 4.0)
-    assert run.missed([lstm, host]) == [
+    ragged = row(by_name["gru-inference-T200-B32-I256-H256-packed-bfloat16"], 6.0)
+    assert run.missed([ragged | {"padded": 1.1}]) == []
+    assert run.missed([lstm, host, ragged | {"padded": 1.3}]) == [
         f"{lstm['name']}: 1.50 times as fast, wanted 2.0",
         f"{lstm['name']}: 2.00 us per step, wanted 1.9",
         f"{host['name']}: 20.0 us of the host per call, torch.nn 10.0",
+        f"{ragged['name']}: 1.30 times the padded batch's time by filled step, wanted 1.2",
     ]
     assert run.missed([row(by_name[lstm["name"]], 2.5)]) == []
 
@@ -229,14 +259,16 @@ def test_section(stored: Path) -> None:
     content = store.merged([stored])
     (stored / store.NAME).write_text(json.dumps(content))
     found = report.section(stored)
-    said, summary, cases, errors = found.split("\n\n")
+    said, precision, summary, cases, errors = found.split("\n\n")
     assert said.startswith("Some GPU (132 multiprocessors), driver 580.1, CUDA 13.0, cuDNN 91300")
     assert "Tests: 1 failed, 7 passed." in said
     assert "compute-sanitizer: 1 of 2 checks without error." in said
     assert "3 cases, 1 goals missed; 1 were not timed" in said
+    assert "flags were `tf32` for cuDNN, `none` for products." in precision
     lstm = "lstm-inference-T1024-B16-I768-H768-bfloat16"
     assert f"| lstm | bfloat16 | inference | 1 | 1.50 | 1.50 | `{lstm}` |" in summary
-    assert f"| `{lstm}` | 1.50 | 1.00 | 1.50 ± 0.25 | 2.0 | 10 | 20 |" in cases
+    assert f"| `{lstm}` | 1.50 | 1.00 | 1.50 ± 0.25 | 2.0 | 10 | 20 | `persist` |" in cases
+    assert "| 4.00 ± 0.25 | 2.0 | 10 | 20 |  |" in cases  # whose kernels nobody has noted
     assert f"| `{lstm}` | 0.002 | 0.001 | 0.004 | 0.002 |" in errors
 
 
