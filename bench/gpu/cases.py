@@ -117,7 +117,8 @@ def _rows(
 
 HALVES = (FLOAT16, BFLOAT16)
 ROUNDED = (*HALVES, TF32)
-REGIMES = ("stepwise", "processor", "cluster", "grid-1", "grid-2", "grid-4", "grid-8")
+GRIDS = ("grid-1", "grid-2", "grid-4", "grid-8")
+REGIMES = ("stepwise", "processor", "cluster-8", "cluster-16", *GRIDS)
 #: For batches of several tiles: large tiles, alone and with shared k, and wide ones of a grid.
 LARGE = ("stepwise", "grid-1-1-16", "grid-1-1-32", "grid-4", "tiled-1", "tiled-4", "tiled-8")
 
