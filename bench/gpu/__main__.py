@@ -88,6 +88,7 @@ def run(name: str, options: argparse.Namespace) -> list[str]:
         [one for one in extra if one],
         options.rehearse,
     )
+    options.output.mkdir(parents=True, exist_ok=True)
     print(f"\n{'=' * 72}\n{name}: at most {part.seconds:.0f} s", flush=True)
     try:
         report = function(part)
@@ -101,7 +102,6 @@ def run(name: str, options: argparse.Namespace) -> list[str]:
         "failures": report.failures,
         **report.content,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"gpu-{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(
