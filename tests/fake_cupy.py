@@ -204,9 +204,11 @@ def _zeros(call: _Call) -> torch.Tensor | None:
 _dense_index = _Call.dense_index
 
 
-def launch(case: Case, regime: str | None = None, **configuration: int) -> FakeCupy:
+def launch(
+    case: Case, regime: str | None = None, *, backward: bool = True, **configuration: int
+) -> FakeCupy:
     """A GPU after the forward and the backward of a case, which computed nothing."""
     gpu = FakeCupy(**configuration)
     with registered(gpu, regime) as name, mock.patch.object(_Call, "dense_index", _zeros):
-        results(arguments(case), backend=name)
+        results(arguments(case), backend=name, wanted=None if backward else ())
     return gpu

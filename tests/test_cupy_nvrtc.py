@@ -13,7 +13,6 @@ from cuda_cases import ARITHMETICS
 from fake_cupy import launch
 
 from fastrnn.backends import cupy
-from fastrnn.backends.cuda import REGIMES
 
 if nvrtc.library() is None:
     pytest.skip("no NVRTC: pip install nvidia-cuda-nvrtc", allow_module_level=True)
@@ -24,12 +23,12 @@ ELF = b"\x7fELF"
 
 
 def kernels(
-    case: Case, regime: str, monkeypatch: pytest.MonkeyPatch, *, tf32: bool
+    case: Case, regime: str, monkeypatch: pytest.MonkeyPatch, *, tf32: bool, backward: bool = True
 ) -> dict[str, str]:
     """What a call compiles, by name; nothing where the regime is not for that case."""
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32" if tf32 else "ieee")
     try:
-        return launch(case, regime).codes
+        return launch(case, regime, backward=backward).codes
     except RuntimeError as error:
         if "cannot run this" not in str(error):
             raise
@@ -58,7 +57,16 @@ REPRESENTATIVE = [
     ("sm_90", "tf32", "gru", "processor"),
     ("sm_80", "float16", "gru_reset_before", "stepwise-1-1"),
     ("sm_120", "float32", "rnn_relu", "stepwise-1-2"),
+    ("sm_90", "float64", "gru", "tiled-1"),
 ]
+
+#: Every choice of a plan without clusters: a regime, with groups of 8 units and of 16 where it has
+#: both. Of wide tiles only forward passes are.
+EVERY = (
+    *(f"{regime}-1-{units}" for regime in ("stepwise", "processor", "grid") for units in (1, 2)),
+    "tiled-1",
+)
+WIDE = "grid-1-1-32"
 
 
 @pytest.mark.parametrize(("architecture", "arithmetic", "cell", "regime"), REPRESENTATIVE)
@@ -95,8 +103,12 @@ def test_every_kernel(cell: str, arithmetic: str, monkeypatch: pytest.MonkeyPatc
     base = Case(cell, dtype, hidden_size=40, bidirectional=True, lengths="random")
     cases = [base, *([replace(base, proj_size=7)] if cell == "lstm" else [])]
     found: dict[str, str] = {}
-    for case, regime, units in itertools.product(cases, REGIMES, ("1", "2")):
-        if regime != "cluster":
-            found |= kernels(case, f"{regime}-1-{units}", monkeypatch, tf32=tf32)
-    assert len(found) > 5
+    for case in cases:
+        for regime in EVERY:
+            found |= kernels(case, regime, monkeypatch, tf32=tf32)
+        found |= kernels(case, WIDE, monkeypatch, tf32=tf32, backward=False)
+    assert {name.partition("<")[0] for name in found} > {"run_sequence", "run_tiled"}
+    # As csrc/cuda/tiles.h has them; the first product of gru_reset_before is of two gates.
+    wide = cell in ("lstm", "gru") and (tf32 or dtype.itemsize == 2)
+    assert any(", 1, true>, GlobalExchange>" in name for name in found) == wide
     compile_as_cupy(found, "sm_90")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from bench.gpu.workload import GpuWorkload, refuse
 from bench.timing import Timing
 from bench.workload import WrongNumbers
 from fastrnn import backends
-from fastrnn.backends.cuda import CudaBackend
+from fastrnn.backends.cuda import FREE, CudaBackend
 from fastrnn.cells import CELLS
 
 # The table.
@@ -65,7 +65,8 @@ def test_table_has_what_was_asked_for() -> None:
         for hidden in (200, 300, 650):
             assert some(cell=cell, hidden_size=hidden)
     assert some(hidden_size=64, batch=1, steps=16)
-    assert {case.regime for case in CASES} >= {"stepwise", "processor", "cluster", "grid-8"}
+    regimes = {"stepwise", "processor", "cluster-16", "grid-8", "grid-1-1-32", "tiled-1", "tiled-8"}
+    assert {case.regime for case in CASES} >= regimes
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,31 @@ def test_kernels_of_a_trace() -> None:
     assert first["role"] == ""
 
 
+def test_names_of_kernels() -> None:
+    """As the profiler has them, shortened for a table."""
+    tiled = (
+        "void fastrnn::cuda::run_tiled<fastrnn::cuda::ForwardPass<fastrnn::cuda::Lstm, "
+        "fastrnn::cuda::Tf32Math, false> >(fastrnn::cuda::ForwardPass<fastrnn::cuda::Lstm, "
+        "fastrnn::cuda::Tf32Math, false>::Args)"
+    )
+    assert kernels.role(tiled) == "forward in large tiles"
+    names = {
+        tiled: "run_tiled",
+        "void RNN_blockPersist_fp_LSTM<__half, float, 512>(cudnn::Params)": (
+            "RNN_blockPersist_fp_LSTM"
+        ),
+        "void cudnn::rnn::elemWise<float>(int)": "elemWise",
+        "void (anonymous namespace)::at::copy<int>(int)": "copy",
+        "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_bf16>(Params)": (
+            "cutlass_80_tensorop_bf16_s16816gemm_bf16"
+        ),
+        "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n": "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n",
+        "<unknown>": "<unknown>",
+    }
+    for name, short in names.items():
+        assert kernels.shortened(name) == short
+
+
 # What is said.
 
 MACHINE = {
@@ -160,6 +186,7 @@ MACHINE = {
     "fastrnn": "0.1.0",
     "commit": "abc",
     "date": "2026-01-02T03:04:05+00:00",
+    "tf32": {"cudnn": "tf32", "matmul": "none"},
     "rehearsed": False,
 }
 
@@ -193,7 +220,7 @@ def stored(tmp_path: Path) -> Path:
         by_name[f"{cell}-inference-T1024-B16-I768-H768-bfloat16"] for cell in ("lstm", "gru")
     )
     rows = [
-        row(lstm, 1.5),
+        row(lstm, 1.5) | {"kernels_theirs": [{"name": "void cudnn::persist<float>(int)"}]},
         row(gru, 4.0),
         {"name": "x", "part": "gru", "timing": None, "wrong": "!"},
     ]
@@ -212,10 +239,13 @@ def test_goals_that_are_missed() -> None:
     by_name = {case.name: case for case in CASES}
     lstm = row(by_name["lstm-inference-T1024-B16-I768-H768-bfloat16"], 1.5) | {"step": 2e-6}
     host = row(by_name["gru-inference-T16-B1-I64-H64-bfloat16"], 4.0)
-    assert run.missed([lstm, host]) == [
+    ragged = row(by_name["gru-inference-T200-B32-I256-H256-packed-bfloat16"], 6.0)
+    assert run.missed([ragged | {"padded": 1.1}]) == []
+    assert run.missed([lstm, host, ragged | {"padded": 1.3}]) == [
         f"{lstm['name']}: 1.50 times as fast, wanted 2.0",
         f"{lstm['name']}: 2.00 us per step, wanted 1.9",
         f"{host['name']}: 20.0 us of the host per call, torch.nn 10.0",
+        f"{ragged['name']}: 1.30 times the padded batch's time by filled step, wanted 1.2",
     ]
     assert run.missed([row(by_name[lstm["name"]], 2.5)]) == []
 
@@ -229,14 +259,16 @@ def test_section(stored: Path) -> None:
     content = store.merged([stored])
     (stored / store.NAME).write_text(json.dumps(content))
     found = report.section(stored)
-    said, summary, cases, errors = found.split("\n\n")
+    said, precision, summary, cases, errors = found.split("\n\n")
     assert said.startswith("Some GPU (132 multiprocessors), driver 580.1, CUDA 13.0, cuDNN 91300")
     assert "Tests: 1 failed, 7 passed." in said
     assert "compute-sanitizer: 1 of 2 checks without error." in said
     assert "3 cases, 1 goals missed; 1 were not timed" in said
+    assert "flags were `tf32` for cuDNN, `none` for products." in precision
     lstm = "lstm-inference-T1024-B16-I768-H768-bfloat16"
     assert f"| lstm | bfloat16 | inference | 1 | 1.50 | 1.50 | `{lstm}` |" in summary
-    assert f"| `{lstm}` | 1.50 | 1.00 | 1.50 ± 0.25 | 2.0 | 10 | 20 |" in cases
+    assert f"| `{lstm}` | 1.50 | 1.00 | 1.50 ± 0.25 | 2.0 | 10 | 20 | `persist` |" in cases
+    assert "| 4.00 ± 0.25 | 2.0 | 10 | 20 |  |" in cases  # whose kernels nobody has noted
     assert f"| `{lstm}` | 0.002 | 0.001 | 0.004 | 0.002 |" in errors
 
 
@@ -289,18 +321,37 @@ def test_storing(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.skipif(runner.compiler() is None, reason="no C++ compiler for the emulator")
 def test_predictions_are_the_planners(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cuda_emulated import EmulatedBackend
+    """What calls find on that device: its clusters are those that the occupancy query allows."""
+    from cuda_emulated import registered
 
     from bench.gpu import plans
     from bench.gpu.rehearsal import Rehearsal
 
     monkeypatch.setattr(plans, "device", Rehearsal)
-    case = next(case for case in CASES if case.name in STEP_GOALS)
-    found = plans.predicted(case, EmulatedBackend(), 132)
+
+    hopper = {"multiprocessors": 132, "multiprocessors_per_group": 22, "cluster_limit": 16}
+
+    def predicted(case: GpuCase, regime: str | None = None, **other: int) -> dict[str, Any]:
+        with registered(regime, **hopper | other) as name:
+            backend = backends.get(name)
+            assert isinstance(backend, CudaBackend)
+            return plans.predicted(case, backend)
+
+    inference, training = (case for case in CASES if case.name in STEP_GOALS)
+    assert predicted(inference).keys() == {"forward"}
+    found = predicted(training)
+    assert found["forward"] == predicted(inference)["forward"]
     assert found["forward"]["regime"] == found["backward"]["regime"] == "grid"
     assert 0 < found["forward"]["step"] < found["backward"]["step"] < 1e-5
-    small = next(case for case in CASES if case.regime == "stepwise")
-    assert plans.predicted(small, EmulatedBackend(), 132)["forward"]["regime"] == "stepwise"
+    assert predicted(training, "stepwise")["forward"]["regime"] == "stepwise"
+    small = replace(inference, hidden_size=256)
+    assert predicted(small)["forward"]["cluster"] == 16
+    # Groups of 12 multiprocessors, each with registers for one block only. What is resident is
+    # asked once for a device of so many: hence another batch.
+    crowded = {"multiprocessors_per_group": 12, "registers_per_thread": 255}
+    assert predicted(replace(small, batch=15), **crowded)["forward"]["cluster"] < 16
+    with pytest.raises(RuntimeError, match="the regime processor cannot run this"):
+        predicted(training, "processor")
     assert set(PARTS) == {case.part for case in CASES}
 
 
@@ -320,6 +371,13 @@ def test_regimes_by_force() -> None:
             assert isinstance(forced, CudaBackend)
             assert forced.choice == choice
             assert forced.device_type == "cuda"
+    with device.serving_cupy() as name:
+        assert name == "cupy"
+    with device.serving_cupy("tiled-1") as name:
+        cupy = backends.get(name)
+        assert isinstance(cupy, CudaBackend)
+        assert cupy.choice == (4, 1, -1, -1)
+    assert cupy.choice == FREE
     assert list(backends.backends()) == before
 
 

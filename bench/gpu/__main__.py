@@ -27,11 +27,11 @@ from .part import Part, Report
 
 #: What runs a part, and the seconds that it may take.
 PARTS: dict[str, tuple[Callable[[Part], Report], float]] = {
-    "build": (building.run, 560),
-    "test": (testing.run, 560),
-    "sanitize": (sanitizing.run, 560),
+    "build": (building.run, 480),
+    "test": (testing.run, 480),
+    "sanitize": (sanitizing.run, 480),
     "sync": (sync.run, 200),
-    "bench": (benchmark.run, 560),
+    "bench": (benchmark.run, 480),
 }
 
 
@@ -88,6 +88,7 @@ def run(name: str, options: argparse.Namespace) -> list[str]:
         [one for one in extra if one],
         options.rehearse,
     )
+    options.output.mkdir(parents=True, exist_ok=True)
     print(f"\n{'=' * 72}\n{name}: at most {part.seconds:.0f} s", flush=True)
     try:
         report = function(part)
@@ -101,7 +102,6 @@ def run(name: str, options: argparse.Namespace) -> list[str]:
         "failures": report.failures,
         **report.content,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"gpu-{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(

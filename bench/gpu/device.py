@@ -79,6 +79,15 @@ class Device:
         """The name of the backend under test, in one regime or in that of its own choice."""
         return nullcontext("cuda") if regime is None else registered(Forced(regime))
 
+    def without_cupy(self) -> str:
+        """Why the cupy backend cannot run here; empty where it can."""
+        verdict = backends.get("cupy").available()
+        return "" if verdict.ok else verdict.reason
+
+    def serving_cupy(self, regime: str | None = None) -> AbstractContextManager[str]:
+        """As ``serving``, of the cupy backend: the one there is, which keeps what it compiles."""
+        return nullcontext("cupy") if regime is None else insisting("cupy", regime)
+
     def capture(self, call: Call) -> Captured:
         """A CUDA graph of the call, which is warmed up on another stream, as torch asks for."""
         stream = self.cuda.Stream()
@@ -139,6 +148,18 @@ def registered(backend: CudaBackend) -> Iterator[str]:
     finally:
         backends._registry = before
         backends._chosen.clear()
+
+
+@contextmanager
+def insisting(name: str, regime: str) -> Iterator[str]:
+    """The name of a backend of CUDA kernels, which has no choice inside the block."""
+    backend = backends.get(name)
+    assert isinstance(backend, CudaBackend)
+    before, backend.choice = backend.choice, choice_of(regime)
+    try:
+        yield name
+    finally:
+        backend.choice = before
 
 
 @functools.cache

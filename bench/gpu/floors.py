@@ -22,6 +22,9 @@ from .device import device
 from .sync import assumed
 from .workload import GpuWorkload, precision
 
+#: Blocks of the largest clusters, which not every device has.
+MOST_OF_CLUSTER = 16
+
 
 @functools.cache
 def _product_rate(dtype: torch.dtype, tf32: bool) -> float:
@@ -65,7 +68,7 @@ def step_cost(case: GpuCase, rates: Mapping[str, float], shared_bytes: int) -> f
     weights = gates * case.hidden_size**2 * case.dtype.itemsize
     if weights <= shared_bytes:
         return 0.0
-    return rates["kCluster"] if weights <= 8 * shared_bytes else rates["kFlag"]
+    return rates["kCluster"] if weights <= MOST_OF_CLUSTER * shared_bytes else rates["kFlag"]
 
 
 def known_rates(output: Path) -> tuple[dict[str, float], str]:

@@ -18,7 +18,13 @@ from .device import Call, device
 
 MOST_SHOWN = 8
 #: What of the name of a kernel of ours says how it runs.
-_OURS = re.compile(r"run_sequence<.*?(ForwardPass|BackwardPass|InitialPass)<.*?(\w+Exchange)")
+_OURS = re.compile(
+    r"run_(?:sequence|tiled)<.*?(Forward|Backward|Initial)Pass<(?:.*?(\w+Exchange))?"
+)
+#: The function of a kernel's name; or, as CUTLASS has one function, what it is a template of.
+_FUNCTION = re.compile(
+    r"(?:void )?(?:cutlass::Kernel2?<)?(?:(?:\w+|\(anonymous namespace\))::)*(\w+)"
+)
 
 
 def started(call: Call) -> list[dict[str, Any]]:
@@ -75,10 +81,18 @@ def of_trace(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
     return ordered[:MOST_SHOWN]
 
 
+def shortened(name: str) -> str:
+    """What a kernel is called, without namespaces and arguments."""
+    match = _FUNCTION.match(name)
+    return match[1] if match else name
+
+
 def role(name: str) -> str:
-    """What a kernel of ours does: ``forward through GlobalExchange``; empty for others."""
+    """What a kernel of ours does: ``forward through GlobalExchange``, ``forward in large tiles``.
+
+    Empty for others.
+    """
     match = _OURS.search(name)
     if match is None:
         return ""
-    passes = {"ForwardPass": "forward", "BackwardPass": "backward", "InitialPass": "initial"}
-    return f"{passes[match[1]]} through {match[2]}"
+    return f"{match[1].lower()} {f'through {match[2]}' if match[2] else 'in large tiles'}"

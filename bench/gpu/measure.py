@@ -68,10 +68,9 @@ def measure(case: GpuCase, rates: dict[str, float]) -> dict[str, Any]:
         work = GpuWorkload(case)
         backend = backends.get(name)
         assert isinstance(backend, CudaBackend)
-        processors = device().cuda.get_device_properties(device().index).multi_processor_count
         facts |= {"backend": work.backend(), "flops": work.flops, "filled": work.filled}
         facts["ours"] = facts["backend"] == name
-        facts["plan"] = plans.predicted(case, backend, processors)
+        facts["plan"] = plans.predicted(case, backend)
         facts["floor"] = floors.floor(work, rates)
         expected = work.expected()
         try:

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastrnn.backends import cupy
+
 from ..workload import TESTS
 from .device import Captured, Device
 
@@ -24,6 +26,12 @@ T = TypeVar("T")
 
 #: Enough for a grid of several teams.
 MULTIPROCESSORS = 16
+#: The emulated GPU, which has clusters of 16 as a Hopper has.
+DEVICE = {
+    "multiprocessors": MULTIPROCESSORS,
+    "multiprocessors_per_group": MULTIPROCESSORS,
+    "cluster_limit": 16,
+}
 
 
 class Event:
@@ -143,9 +151,16 @@ class Rehearsal(Device):
         return list(items)[::step]
 
     def serving(self, regime: str | None = None) -> AbstractContextManager[str]:
-        found: AbstractContextManager[str] = emulated().registered(
-            regime, multiprocessors=MULTIPROCESSORS
-        )
+        found: AbstractContextManager[str] = emulated().registered(regime, **DEVICE)
+        return found
+
+    def without_cupy(self) -> str:
+        extension, reason = cupy.load()
+        return reason if extension is None else ""
+
+    def serving_cupy(self, regime: str | None = None) -> AbstractContextManager[str]:
+        gpu = of_tests("cupy_emulated").EmulatedCupy(**DEVICE)
+        found: AbstractContextManager[str] = of_tests("fake_cupy").registered(gpu, regime)
         return found
 
     def capture(self, call: Callable[[], Any]) -> Captured:
@@ -159,7 +174,12 @@ class Rehearsal(Device):
 
 
 def emulated() -> Any:
-    """The module of the tests that has the CUDA backend on an emulated device."""
+    """The CUDA backend on an emulated device."""
+    return of_tests("cuda_emulated")
+
+
+def of_tests(name: str) -> Any:
+    """A module of the tests."""
     if str(TESTS) not in sys.path:
         sys.path.append(str(TESTS))
-    return importlib.import_module("cuda_emulated")
+    return importlib.import_module(name)

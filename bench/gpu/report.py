@@ -11,6 +11,7 @@ from ..cases import ALL, MODES
 from ..pages import table
 from ..plots import COLORS, pyplot, ratio_ticks, save
 from ..rows import geometric_mean
+from . import kernels
 from .cases import PARTS
 
 BEGIN = "<!-- gpu performance: written by python -m bench.gpu store -->"
@@ -35,6 +36,16 @@ def machine_line(facts: Mapping[str, Any]) -> str:
         f"{facts['gpu']} ({facts['processors']} multiprocessors), driver {facts['driver']}, CUDA "
         f"{facts['cuda']}, cuDNN {facts['cudnn']}, torch {facts['torch']}, fastrnn "
         f"{facts['fastrnn']} {facts['commit']}, {facts['date']}"
+    )
+
+
+def precision_line(facts: Mapping[str, Any]) -> str:
+    """What of the figures is in TF32: cases set torch's flags, however those stood before."""
+    flags = facts["tf32"]
+    return (
+        "Both libraries round products of float32 to TF32 where the dtype says `tf32`, and nowhere "
+        f"else; torch's own flags were `{flags['cudnn']}` for cuDNN, `{flags['matmul']}` for "
+        "products."
     )
 
 
@@ -66,7 +77,9 @@ def summary_table(rows: Sequence[Row]) -> str:
 
 
 def case_table(rows: Sequence[Row]) -> str:
-    """The first cases of each part: microseconds per step, and of the host per call."""
+    """The first cases of each part: microseconds per step, and of the host per call; and where
+    cuDNN's calls spend most of their time.
+    """
     lines = []
     for part in PARTS:
         for row in [row for row in rows if row["part"] == part][:SHOWN_OF_PART]:
@@ -78,6 +91,7 @@ def case_table(rows: Sequence[Row]) -> str:
                     f"{found['ratio']:.2f} ± {found['spread']:.2f}",
                     f"{found['ours'] / row['floor']['least']:.1f}",
                     *(f"{1e6 * row[side]:.0f}" for side in ("host_theirs", "host")),
+                    main_kernel(row),
                 ]
             )
     header = (
@@ -88,8 +102,15 @@ def case_table(rows: Sequence[Row]) -> str:
         "floors",
         "cuDNN, host µs",
         "fastrnn, host µs",
+        "cuDNN's main kernel",
     )
-    return table(header, lines, words=(0,))
+    return table(header, lines, words=(0, 7))
+
+
+def main_kernel(row: Row) -> str:
+    """Of torch.nn's call the kernel that takes the most time; empty where nobody looked."""
+    started = row.get("kernels_theirs")
+    return f"`{kernels.shortened(started[0]['name'])}`" if started else ""
 
 
 def error_table(rows: Sequence[Row]) -> str:
@@ -139,6 +160,7 @@ def section(results: Path) -> str:
         if (results / PLOT).exists():
             where = f"{results.parent.name}/{results.name}/{PLOT}"
             paragraphs.append(f"![Times as fast as cuDNN, by cell, dtype and mode]({where})")
+        paragraphs.append(precision_line(content["bench"]["machine"]))
         paragraphs += [summary_table(rows), case_table(rows), error_table(rows)]
     return "\n\n".join(paragraphs)
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from . import children
-from .cases import STEP_GOALS
+from .cases import PADDED_GOAL, STEP_GOALS
 from .part import Part, Report
 from .testing import read
 
@@ -91,6 +91,11 @@ def missed(rows: list[dict[str, Any]]) -> list[str]:
         step = STEP_GOALS.get(row["name"])
         if step is not None and 1e6 * row["step"] > step:
             found.append(f"{row['name']}: {1e6 * row['step']:.2f} us per step, wanted {step}")
+        if row.get("padded", 0) > PADDED_GOAL:
+            found.append(
+                f"{row['name']}: {row['padded']:.2f} times the padded batch's time by filled "
+                f"step, wanted {PADDED_GOAL}"
+            )
         if row["part"] == "host" and row["host"] > row["host_theirs"]:
             found.append(
                 f"{row['name']}: {1e6 * row['host']:.1f} us of the host per call, "

@@ -28,17 +28,24 @@ SIZES: dict[str, Any] = {
     "bidirectional": True,
     "reset": "random",
 }
+#: Of large tiles: two tiles of places, blocks of units, and backward more pieces of k than lie in
+#: shared memory at a time.
+LARGE_SIZES: dict[str, Any] = {"steps": 2, "batch": 70, "hidden_size": 137, "lengths": "random"}
 
 
-def small_cases() -> list[Any]:
+def small_cases(regime: str) -> list[Any]:
     case = importlib.import_module("cases").Case
-    found = [
-        case(cell, dtype, **SIZES)
-        for cell in ("lstm", "gru", "gru_reset_before", "rnn_tanh")
-        for dtype in (torch.bfloat16, torch.float32)
-    ]
-    found.append(replace(case("lstm", torch.float16, **SIZES), proj_size=7, lengths="random"))
-    found.append(replace(case("gru", torch.float64, **SIZES), lengths="random"))
+    if regime.startswith("tiled"):
+        cells = {"gru": torch.bfloat16, "lstm": torch.float32, "gru_reset_before": torch.float64}
+        found = [case(cell, dtype, **LARGE_SIZES) for cell, dtype in cells.items()]
+    else:
+        found = [
+            case(cell, dtype, **SIZES)
+            for cell in ("lstm", "gru", "gru_reset_before", "rnn_tanh")
+            for dtype in (torch.bfloat16, torch.float32)
+        ]
+        found.append(replace(case("lstm", torch.float16, **SIZES), proj_size=7, lengths="random"))
+        found.append(replace(case("gru", torch.float64, **SIZES), lengths="random"))
     return found[:: device().fit(1, 4)]
 
 
@@ -54,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on_host = {name: output.detach().cpu() for name, output in outputs.items()}
         return {name: to_device(grad) for name, grad in cases.upstream(on_host, case).items()}
 
-    for case in small_cases():
+    for case in small_cases(regime):
         a = cases.arguments(case)
         there = replace(a.map(to_device), reset=None if a.reset is None else to_device(a.reset))
         with device().serving(regime) as name, fastrnn.use_backend(name):

@@ -15,12 +15,12 @@ from .part import Part, Report
 from .sanitized import CANNOT
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
-REGIMES = ("stepwise", "processor", "cluster", "grid-1", "grid-4")
+REGIMES = ("stepwise", "processor", "cluster", "grid-1", "grid-4", "tiled-1", "tiled-4")
 #: Exit status of the tool where it has found something.
 FOUND = 77
 SECONDS = 240
 #: Programs on the GPU at the same time; most of their time is the tool's, on the CPU.
-BESIDE = 3
+BESIDE = 4
 
 
 def find_tool() -> str | None:
@@ -67,7 +67,7 @@ def run(part: Part) -> Report:
         return Report({}, ["compute-sanitizer is not installed"], "not installed")
     product = list(itertools.product(TOOLS, REGIMES))
     if part.rehearsed:  # the same programs, which nobody watches
-        program, product = None, product[1::8]
+        program, product = None, product[5::6]
     # The first alone: where nothing runs, nobody waits for the rest.
     results = [check(part, product[0], program)]
     with ThreadPoolExecutor(min(BESIDE, os.cpu_count() or 1)) as pool:

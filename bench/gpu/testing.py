@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fastrnn.backends.cuda import REGIMES
+
 from . import children
 from .part import Part, Report
 
@@ -21,7 +23,7 @@ IDLE_SECONDS = 45
 MOST_RESTARTS = 12
 #: So many tests of one regime that hang or break the device, and its others are left out.
 MOST_OF_REGIME = 2
-_REGIME = re.compile(r"stepwise|processor|cluster|grid-\d")
+_REGIME = re.compile(rf"(?:{'|'.join(REGIMES)})(?:-\d+)*")
 FOLDER = children.ROOT / "tests" / "gpu"
 #: The most basic first.
 FILES = (
@@ -30,8 +32,10 @@ FILES = (
     "test_gpu_graphs.py",
     "test_gpu_streams.py",
     "test_gpu_parity.py",
+    "test_gpu_choices.py",
     "test_gpu_regimes.py",
     "test_gpu_large.py",
+    "test_gpu_cupy.py",
     "test_gpu_sizes.py",
 )
 

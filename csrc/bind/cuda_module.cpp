@@ -109,6 +109,37 @@ int64_t dense_rows(const CallList& call, const SizeList& sizes, const MaskList& 
   return cuda_dense_rows(all, call_of(call), (int64_t*)index);
 }
 
+py::dict described(const Plan& plan, int stages) {
+  py::dict result;
+  result["regime"] = regime_name(plan.regime);
+  result["cluster"] = plan.cluster, result["blocks"] = plan.blocks;
+  result["unit_blocks"] = std::vector<int>(plan.unit_blocks, plan.unit_blocks + stages);
+  result["tile_places"] = plan.tile_places;
+  result["teams"] = plan.teams, result["tiles"] = plan.tiles;
+  result["per_block"] = std::vector<int>(plan.per_block, plan.per_block + stages);
+  result["shared_bytes"] = plan.shared_bytes, result["step"] = plan.step;
+  return result;
+}
+
+// The plan of a pass on its device, as calls of these sizes find it; lists are of its first stage.
+// There is no workspace, so nothing is launched, and no tensor is looked at.
+py::dict planned(bool backward, int math, int cell, int device, const SizeList& sizes,
+                 std::array<int, 4> choice) {
+  Plan found;
+  CudaCall call;
+  call.device = device, call.plan = &found;
+  call.choice = {choice[0], choice[1], choice[2], choice[3]};
+  const WeightList weights(sizes[6]);
+  const auto ahead = arguments_of<CudaForward>(sizes, {}, weights);
+  const auto back = arguments_of<CudaBackward>(sizes, {}, weights);
+  const CudaKernels& kernels = kernels_of(math, cell);
+  {
+    py::gil_scoped_release release;
+    backward ? kernels.backward(back, call) : kernels.forward(ahead, call);
+  }
+  return described(found, 1);
+}
+
 // For tests: the plan for a device of those numbers, on which everything that fits is resident.
 py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t steps, int64_t batch,
               int directions, bool matrix, int value_bytes, int processors, int shared_bytes,
@@ -123,16 +154,8 @@ py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t ste
   input.resident_blocks = [](const Plan&) { return 1; };
   input.resident_clusters = [=](const Plan& plan) { return clusters / plan.cluster; };
   Plan found;
-  py::dict result;
-  if (!make_plan(input, {choice[0], choice[1], choice[2], choice[3]}, found)) return result;
-  result["regime"] = regime_name(found.regime);
-  result["cluster"] = found.cluster, result["blocks"] = found.blocks;
-  result["unit_blocks"] = std::vector<int>(found.unit_blocks, found.unit_blocks + stages);
-  result["tile_places"] = found.tile_places;
-  result["teams"] = found.teams, result["tiles"] = found.tiles;
-  result["per_block"] = std::vector<int>(found.per_block, found.per_block + stages);
-  result["shared_bytes"] = found.shared_bytes, result["step"] = found.step;
-  return result;
+  if (!make_plan(input, {choice[0], choice[1], choice[2], choice[3]}, found)) return {};
+  return described(found, stages);
 }
 
 }  // namespace
@@ -146,6 +169,7 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("dense_rows", &dense_rows);
+  m.def("planned", &planned);
   m.def("plan", &plan);
 #if defined(FASTRNN_CUDA_RECORDER)
   bind_launches(m);

@@ -17,6 +17,7 @@ struct CudaCall {
   int64_t workspace_bytes = 0;
   const void* timeline = nullptr;  // the workspace of cuda_dense_rows for the same lengths, or null
   PlanChoice choice;
+  Plan* plan = nullptr;  // where to leave the plan of the pass, for those who want to know it
 };
 
 // Pointers are to memory of the device, but for lengths and batch_sizes. x and w_ih are not read:

@@ -153,6 +153,7 @@ class Schedule {
       return resident_clusters(kernel<Pass>(plan), team(plan), what_);
     };
     plan_ = planned(input, device);
+    if (call.plan) *call.plan = plan_;
     for (int s = 0; s < Pass::kStages; ++s) stages_[s] = input.stage[s];
   }
 

@@ -29,7 +29,7 @@ if device().missing():
     pytest.skip(device().missing(), allow_module_level=True)
 
 #: None: what the plan chooses.
-FORCED = ("stepwise", "processor", "cluster", "grid-1", "grid-4")
+FORCED = ("stepwise", "processor", "cluster", "grid-1", "grid-4", "tiled-1", "tiled-4")
 REGIMES = (None, *FORCED)
 
 
@@ -76,21 +76,27 @@ def gradients(outputs: Outputs, case: Case) -> Outputs:
 
 
 def run(
-    case: Case,
+    given: Case | Arguments,
     regime: str | None = None,
     math: Math = FLOAT32,
     *,
     forward: Forward = fastrnn_forward,
+    cupy: bool = False,
+    refusable: bool = True,
     **options: Any,
 ) -> Outputs:
-    """Outputs and gradients, brought to the host; skips where the regime cannot run the case."""
-    with rounding(math), device().serving(regime) as name:
+    """Outputs and gradients, brought to the host.
+
+    Skips where the regime cannot run the case, or fails if that is not ``refusable``. ``cupy``: by
+    that backend.
+    """
+    serving = device().serving_cupy if cupy else device().serving
+    there = moved(arguments(given) if isinstance(given, Case) else given)
+    with rounding(math), serving(regime) as name:
         try:
-            found = results(
-                moved(arguments(case)), forward, backend=name, grads=gradients, **options
-            )
+            found = results(there, forward, backend=name, grads=gradients, **options)
         except RuntimeError as error:
-            if regime is None or "cannot run this" not in str(error):
+            if not refusable or regime is None or "cannot run this" not in str(error):
                 raise
             pytest.skip(f"the regime {regime} cannot run this here")
     return {name: value.cpu() for name, value in found.items()}
