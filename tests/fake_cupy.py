@@ -9,7 +9,7 @@ been compiled and launched is kept for tests to look at. Nothing is compiled and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -204,9 +204,16 @@ def _zeros(call: _Call) -> torch.Tensor | None:
 _dense_index = _Call.dense_index
 
 
-def launch(case: Case, regime: str | None = None, **configuration: int) -> FakeCupy:
-    """A GPU after the forward and the backward of a case, which computed nothing."""
+def launch(
+    case: Case,
+    regime: str | None = None,
+    *,
+    wanted: Collection[str] | None = None,
+    **configuration: int,
+) -> FakeCupy:
+    """A GPU after the forward and, unless nothing is wanted, the backward of a case, which computed
+    nothing."""
     gpu = FakeCupy(**configuration)
     with registered(gpu, regime) as name, mock.patch.object(_Call, "dense_index", _zeros):
-        results(arguments(case), backend=name)
+        results(arguments(case), backend=name, wanted=wanted)
     return gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import replace
 
 import nvrtc
@@ -24,12 +25,17 @@ ELF = b"\x7fELF"
 
 
 def kernels(
-    case: Case, regime: str, monkeypatch: pytest.MonkeyPatch, *, tf32: bool
+    case: Case,
+    regime: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    tf32: bool,
+    wanted: Collection[str] | None = None,
 ) -> dict[str, str]:
     """What a call compiles, by name; nothing where the regime is not for that case."""
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32" if tf32 else "ieee")
     try:
-        return launch(case, regime).codes
+        return launch(case, regime, wanted=wanted).codes
     except RuntimeError as error:
         if "cannot run this" not in str(error):
             raise
@@ -98,5 +104,7 @@ def test_every_kernel(cell: str, arithmetic: str, monkeypatch: pytest.MonkeyPatc
     for case, regime, units in itertools.product(cases, REGIMES, ("1", "2")):
         if regime != "cluster":
             found |= kernels(case, f"{regime}-1-{units}", monkeypatch, tf32=tf32)
+    for case in cases:  # wide tiles are forward's
+        found |= kernels(case, "grid-1-1-32", monkeypatch, tf32=tf32, wanted=())
     assert len(found) > 5
     compile_as_cupy(found, "sm_90")

@@ -109,7 +109,8 @@ int64_t dense_rows(const CallList& call, const SizeList& sizes, const MaskList& 
   return cuda_dense_rows(all, call_of(call), (int64_t*)index);
 }
 
-// For tests: the plan for a device of those numbers, on which everything that fits is resident.
+// For tests: the plan for a device of those numbers, on which everything that fits is resident, and
+// how often the device was asked.
 py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t steps, int64_t batch,
               int directions, bool matrix, int value_bytes, int processors, int shared_bytes,
               int max_cluster, int clusters, std::array<int, 4> choice) {
@@ -120,8 +121,9 @@ py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t ste
   input.matrix = matrix, input.value_bytes = value_bytes;
   input.number_bytes = value_bytes < 4 ? 4 : value_bytes, input.processors = processors;
   input.shared_bytes = shared_bytes, input.max_cluster = max_cluster;
-  input.resident_blocks = [](const Plan&) { return 1; };
-  input.resident_clusters = [=](const Plan& plan) { return clusters / plan.cluster; };
+  int asked = 0;
+  input.resident_blocks = [&](const Plan&) { return ++asked, 1; };
+  input.resident_clusters = [&](const Plan& plan) { return ++asked, clusters / plan.cluster; };
   Plan found;
   py::dict result;
   if (!make_plan(input, {choice[0], choice[1], choice[2], choice[3]}, found)) return result;
@@ -132,6 +134,7 @@ py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t ste
   result["teams"] = found.teams, result["tiles"] = found.tiles;
   result["per_block"] = std::vector<int>(found.per_block, found.per_block + stages);
   result["shared_bytes"] = found.shared_bytes, result["step"] = found.step;
+  result["asked"] = asked;
   return result;
 }
 

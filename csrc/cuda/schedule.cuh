@@ -315,10 +315,9 @@ class Schedule {
   }
   // The blocks of one stage of one step.
   void share(Launch& how, int64_t groups, int64_t tiles) const {
-    const int64_t most = 65535;  // of a grid, but in x
     const bool tiled = plan_.regime == Regime::tiled;
     how.grid[0] = unsigned(tiled ? tiles * plan_.cluster : groups);
-    how.grid[1] = unsigned(tiled ? groups : tiles < most ? tiles : most);
+    how.grid[1] = unsigned(tiled ? groups : tiles < kMostRows ? tiles : kMostRows);
   }
   template <class P>
   static KernelOf<typename P::Args> kernel(const Plan& plan) {
