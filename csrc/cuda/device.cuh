@@ -231,6 +231,8 @@ FASTRNN_NAMESPACE_END
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -316,7 +318,13 @@ inline int device_count() {
   return 0;
 }
 
+// The driver is asked once: a call of it for each number, in each call of a layer, would add up.
 inline DeviceProperties device_properties(int device, const char* what) {
+  static std::mutex mutex;
+  static std::map<int, DeviceProperties> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
   const auto attribute = [&](cudaDeviceAttr which) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, which, device), what);
@@ -328,7 +336,7 @@ inline DeviceProperties device_properties(int device, const char* what) {
   result.processors = attribute(cudaDevAttrMultiProcessorCount);
   result.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   result.max_cluster = attribute(cudaDevAttrClusterLaunch) ? 2 * int(kPortableCluster) : 1;
-  return result;
+  return known[device] = result;
 }
 
 // The device of the calls in a scope.
