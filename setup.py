@@ -139,7 +139,8 @@ class CMakeBuild(build_ext):
         if CUDA:
             configure += [f"-DCMAKE_CUDA_COMPILER={find_nvcc()}"]
             configure += [f"-DFASTRNN_CUDA_DEBUG={'ON' if CUDA_DEBUG else 'OFF'}"]
-            configure += [f"-DFASTRNN_CUDA_ARCHS={archs}"] if archs else []
+            # Unset, the default of CMakeLists.txt, not what the tree was configured for before.
+            configure += [f"-DFASTRNN_CUDA_ARCHS={archs}" if archs else "-UFASTRNN_CUDA_ARCHS"]
         if ninja is None:
             configure += ["-GUnix Makefiles"]
         else:

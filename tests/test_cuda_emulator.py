@@ -343,6 +343,17 @@ def test_launches_that_the_device_refuses(checked: bool, why: str) -> None:
         run(load("faults", checked=checked), "returns_before_barrier", launch, np.zeros(1), 0)
 
 
+def test_a_kernel_must_have_been_allowed_what_is_rare() -> None:
+    """These kernels are launched without allow_most()."""
+    places = np.zeros(1, np.int32)
+    for launch, message in (
+        (Launch(1, 32, shared_bytes=48 * 1024 + 1), "the kernel may have 49152"),
+        (Launch(16, 32, cluster=16), "cluster misconfiguration: 16 blocks, the kernel may have 8"),
+    ):
+        with pytest.raises(EmulatorFault, match=message):
+            run(load("primitives", checked=False, cluster_limit=16), "places", launch, places)
+
+
 def test_occupancy() -> None:
     def residency(launch: Launch, **device: int) -> tuple[int, int]:
         answers = (ctypes.c_int * 2)()

@@ -202,6 +202,19 @@ def test_no_races_of_large_tiles(cell: str, regime: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.cuda
+@pytest.mark.parametrize("regime", ["processor-1-1", "cluster-2-1", "grid-2-1"])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_no_races_of_several_tiles(cell: str, regime: str) -> None:
+    """And of several groups of a block: turns follow one another with one barrier each."""
+    case = Case(cell, torch.float32, steps=3, hidden_size=35, batch=27, lengths="random")
+    a = arguments(case)
+    few = registered(regime, checked=True, multiprocessors=2)
+    with rnn_precision(tf32=False), few as name:
+        check(results(a, backend=name), reference(a), case)
+
+
+@pytest.mark.slow
+@pytest.mark.cuda
 @pytest.mark.parametrize("regime", ["grid-1-1-32", "grid-2-1-32"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_no_races_of_wide_tiles(cell: str, regime: str) -> None:

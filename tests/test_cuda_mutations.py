@@ -49,6 +49,18 @@ MUTATIONS = {
         "stepwise-1-1",
     ),
     "sums of two turns in one place": ("sequence.cuh", "turn_ ^= 1;", "", "grid-2-1"),
+    "no barrier of a block before sums are taken": (
+        "sequence.cuh",
+        "      else\n        sync_block();",
+        "",
+        "cluster-2-1",
+    ),
+    "sums of two turns of a block in one place": (
+        "sequence.cuh",
+        "turn_ ^= 1;",
+        "",
+        "cluster-2-1",
+    ),
     "no barrier of the cluster for sums": (
         "sequence.cuh",
         "      if (split_ > 1)\n        cluster_arrive(), cluster_wait();\n      else",

@@ -118,6 +118,58 @@ def test_backward_shares_k() -> None:
     assert found["step"] < plan(backward(768), 16, (3, 1, -1, -1))["step"]
 
 
+def test_a_team_of_a_grid_needs_no_second() -> None:
+    """Blocks of clusters of 8: 132 multiprocessors would do for two teams of 64, but 15 clusters
+    are resident and not 16. One team then, rather than another regime."""
+    for stages, batch, itemsize, steps in (
+        (backward(1024), 32, 2, 3.3e-6),
+        (backward(512, itemsize=4), 64, 4, 3.3e-6),
+    ):
+        found = plan(stages, batch, itemsize=itemsize)
+        assert found["regime"] == "grid"
+        assert found["cluster"] == 8
+        assert found["blocks"] * found["teams"] == 64
+        assert found["step"] < steps
+        more = plan(stages, batch, itemsize=itemsize, clusters=128)
+        assert more["blocks"] * more["teams"] == 128
+        assert more["step"] < found["step"]
+
+
+def test_teams_queue_where_shared_memory_lacks_room_for_their_states() -> None:
+    few, many = (plan(forward(64), batch, PROCESSOR) for batch in (20_000, 100_000))
+    assert few["teams"] <= H200["processors"] < many["teams"]
+    assert many["step"] >= 5 * few["step"]
+    assert not plan(forward(64), 10**9, PROCESSOR)  # more teams than a grid has rows
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("passes", [forward, backward])
+def test_a_smaller_device_is_never_faster(passes: Any, directions: int) -> None:
+    for hidden in SIZES:
+        for batch in BATCHES:
+            stages, before = passes(hidden), 0.0
+            for processors, clusters in ((132, 132), (132, 120), (108, 96), (60, 48), (20, 16)):
+                device = {"processors": processors, "clusters": clusters, "max_cluster": 16}
+                step = plan(stages, batch, directions=directions, **device)["step"]
+                assert step >= before
+                before = step
+
+
+def test_the_device_is_asked_only_about_what_may_win() -> None:
+    """A question takes longer than a launch and, with CuPy, a compilation."""
+    for choice in (STEPWISE, PROCESSOR, (4, 1, -1, -1)):  # whose blocks wait for nobody
+        assert plan(forward(128), 16, choice)["asked"] == 0
+    assert plan(forward(512), 16, (3, 1, 1, 16))["asked"] == 1
+    found = plan(forward(512), 16)
+    assert found["regime"] == "grid"
+    assert found["asked"] == 1
+    alone = {"max_cluster": 1, "clusters": 0}
+    assert plan(forward(64), 4, **alone)["asked"] == 0
+    for hidden in SIZES:
+        for batch in BATCHES:
+            assert plan(forward(hidden), batch, **alone)["asked"] <= 2
+
+
 def test_no_clusters_before_hopper() -> None:
     ampere = {"processors": 108, "shared_bytes": 166912, "max_cluster": 1, "clusters": 0}
     for hidden in SIZES:

@@ -95,6 +95,14 @@ def test_a_kernel_is_compiled_once_for_all_calls() -> None:
     assert gpu.options == {("-std=c++17", "-prec-div=false", f"-I{cupy.sources()}")}
 
 
+@pytest.mark.parametrize("regime", ["stepwise-1-1", "processor-1-1", "grid-1-1", "tiled-1"])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_nothing_is_compiled_that_is_not_launched(cell: str, regime: str) -> None:
+    """Compiling a kernel takes seconds, also one that a plan only asks about."""
+    gpu = launch(Case(cell, hidden_size=40), regime)
+    assert set(gpu.codes) == {launched.kernel for launched in gpu.launched}
+
+
 def test_what_is_compiled_names_its_sources(tmp_path: Path) -> None:
     """CuPy looks into its cache by the text and not by what that includes."""
     folder = tmp_path / "csrc"

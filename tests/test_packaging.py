@@ -91,7 +91,7 @@ def build(
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("CXX", "CXXFLAGS", "FASTRNN_NATIVE", "MAX_JOBS")
+        if name not in ("CXX", "CXXFLAGS", "MAX_JOBS") and not name.startswith("FASTRNN_")
     }
     environment["PYTHONPATH"] = str(poison)
     result = subprocess.run(
@@ -293,6 +293,56 @@ def test_wrong_environment_fails_and_is_named(
     # The compiler that CXX names is believed to exist, so that MAX_JOBS is read everywhere.
     environment = {"CXX": "no-such-compiler", variable: value}
     assert message in build("wheel", tree, tmp_path, poison, fails=True, **environment)
+
+
+CUDA_OPTIONS = (
+    "-DFASTRNN_CUDA=",
+    "-DCMAKE_CUDA_COMPILER=",
+    "-DFASTRNN_CUDA_DEBUG=",
+    "-DFASTRNN_CUDA_ARCHS=",
+    "-UFASTRNN_CUDA_ARCHS",
+)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"FASTRNN_CUDA": "0"}, ["-DFASTRNN_CUDA=OFF"]),
+        ({"FASTRNN_CUDA": "auto"}, ["-DFASTRNN_CUDA=OFF"]),
+        (
+            {"FASTRNN_CUDA": "1"},
+            [
+                "-DFASTRNN_CUDA=ON",
+                "-DCMAKE_CUDA_COMPILER=/some/nvcc",
+                "-DFASTRNN_CUDA_DEBUG=OFF",
+                "-UFASTRNN_CUDA_ARCHS",
+            ],
+        ),
+        (
+            {
+                "FASTRNN_CUDA": "1",
+                "FASTRNN_CUDA_ARCHS": "90a-real;120-real",
+                "FASTRNN_CUDA_DEBUG": "1",
+            },
+            [
+                "-DFASTRNN_CUDA=ON",
+                "-DCMAKE_CUDA_COMPILER=/some/nvcc",
+                "-DFASTRNN_CUDA_DEBUG=ON",
+                "-DFASTRNN_CUDA_ARCHS=90a-real;120-real",
+            ],
+        ),
+    ],
+    ids=["0", "auto", "1", "of some architectures"],
+)
+def test_cuda_variables_reach_cmake(
+    tree: Path, tmp_path: Path, poison: Path, variables: dict[str, str], expected: list[str]
+) -> None:
+    """The command is printed before CMake refuses this compiler."""
+    environment = {"CXX": "no-such-compiler", "CUDACXX": "/some/nvcc"} | variables
+    printed = build("wheel", tree, tmp_path, poison, fails=True, **environment)
+    (configure,) = [line for line in printed.splitlines() if line.startswith("fastrnn: ")]
+    found = [word for word in configure.split() if word.startswith(CUDA_OPTIONS)]
+    assert found == expected
 
 
 def test_pure_editable_install_drops_an_old_extension(

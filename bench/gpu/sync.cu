@@ -338,12 +338,9 @@ class Benchmark {
 
   void clusters() const {
     if (device_.max_cluster == 1) return;
+    allow_most(cluster_barrier, device_, kWhat);
     std::vector<unsigned> sizes = {2, 4, 8};
-#if !defined(FASTRNN_CUDA_EMULATOR)
-    cudaFuncSetAttribute((const void*)cluster_barrier,
-                         cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    sizes.push_back(16);
-#endif
+    if (device_.max_cluster > int(kPortableCluster)) sizes.push_back(16);
     for (const unsigned size : sizes) {
       const std::string suffix = "_" + std::to_string(size);
       Launch how = blocks(int(size), false);
@@ -441,6 +438,7 @@ class Benchmark {
       measure("l2_all_same", [&] { return rate(read_global<8>, all, part, 0, rounds, small); });
       measure("l2_all_own", [&] { return rate(read_global<8>, all, part, part, rounds, small); });
       const int64_t shared = std::min<int64_t>(part, device_.shared_bytes);
+      allow_most(read_shared, device_, kWhat);
       measure("shared",
               [&] { return rate(read_shared, 1, shared, 0, rounds, small, unsigned(shared)); });
     } catch (const std::exception& error) {

@@ -140,7 +140,8 @@ py::dict planned(bool backward, int math, int cell, int device, const SizeList& 
   return described(found, 1);
 }
 
-// For tests: the plan for a device of those numbers, on which everything that fits is resident.
+// For tests: the plan for a device of those numbers, on which everything that fits is resident, and
+// how often the device was asked.
 py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t steps, int64_t batch,
               int directions, bool matrix, int value_bytes, int processors, int shared_bytes,
               int max_cluster, int clusters, std::array<int, 4> choice) {
@@ -151,11 +152,14 @@ py::dict plan(int stages, std::vector<std::array<int64_t, 4>> stage, int64_t ste
   input.matrix = matrix, input.value_bytes = value_bytes;
   input.number_bytes = value_bytes < 4 ? 4 : value_bytes, input.processors = processors;
   input.shared_bytes = shared_bytes, input.max_cluster = max_cluster;
-  input.resident_blocks = [](const Plan&) { return 1; };
-  input.resident_clusters = [=](const Plan& plan) { return clusters / plan.cluster; };
+  int asked = 0;
+  input.resident_blocks = [&](const Plan&) { return ++asked, 1; };
+  input.resident_clusters = [&](const Plan& plan) { return ++asked, clusters / plan.cluster; };
   Plan found;
   if (!make_plan(input, {choice[0], choice[1], choice[2], choice[3]}, found)) return {};
-  return described(found, stages);
+  py::dict result = described(found, stages);
+  result["asked"] = asked;
+  return result;
 }
 
 }  // namespace

@@ -231,6 +231,8 @@ FASTRNN_NAMESPACE_END
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -244,18 +246,21 @@ inline void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("fastrnn: ") + what + ": " + cudaGetErrorString(status));
 }
 
+// Lets a kernel have all the shared memory and all the clusters that the current device has. Once,
+// before it is asked about or started there: a launch must not set what it needs itself, as that of
+// another thread, which needs less, would take it back.
 template <class Args>
-cudaLaunchConfig_t configuration(void (*kernel)(Args), const Launch& launch,
-                                 cudaLaunchAttribute attributes[2], const char* what) {
-  if (launch.shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               int(launch.shared_bytes)),
-          what);
+void allow_most(void (*kernel)(Args), const DeviceProperties& device, const char* what) {
+  const auto set = [&](cudaFuncAttribute which, int value) {
+    check(cudaFuncSetAttribute((const void*)kernel, which, value), what);
+  };
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
+  if (device.max_cluster > int(kPortableCluster))
+    set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+inline cudaLaunchConfig_t configuration(const Launch& launch, cudaLaunchAttribute attributes[2]) {
   cudaLaunchConfig_t config = {};
-  if (launch.cluster > kPortableCluster)
-    check(cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeNonPortableClusterSizeAllowed,
-                               1),
-          what);
   config.gridDim = dim3(launch.grid[0], launch.grid[1], launch.grid[2]);
   config.blockDim = dim3(launch.threads);
   config.dynamicSmemBytes = launch.shared_bytes;
@@ -277,15 +282,13 @@ cudaLaunchConfig_t configuration(void (*kernel)(Args), const Launch& launch,
 template <class Args>
 void launch(void (*kernel)(Args), const Launch& how, const Args& args, const char* what) {
   cudaLaunchAttribute attributes[2];
-  const cudaLaunchConfig_t config = configuration(kernel, how, attributes, what);
+  const cudaLaunchConfig_t config = configuration(how, attributes);
   check(cudaLaunchKernelEx(&config, kernel, args), what);
 }
 
 // Blocks of a kernel that one multiprocessor holds at the same time.
 template <class Args>
 int resident_blocks(void (*kernel)(Args), const Launch& how, const char* what) {
-  cudaLaunchAttribute attributes[2];
-  configuration(kernel, how, attributes, what);
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, int(how.threads),
                                                       how.shared_bytes),
@@ -297,7 +300,7 @@ int resident_blocks(void (*kernel)(Args), const Launch& how, const char* what) {
 template <class Args>
 int resident_clusters(void (*kernel)(Args), const Launch& how, const char* what) {
   cudaLaunchAttribute attributes[2];
-  const cudaLaunchConfig_t config = configuration(kernel, how, attributes, what);
+  const cudaLaunchConfig_t config = configuration(how, attributes);
   int clusters = 0;
   const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
   if (status != cudaSuccess && how.cluster > kPortableCluster) {
@@ -315,7 +318,13 @@ inline int device_count() {
   return 0;
 }
 
+// The driver is asked once: a call of it for each number, in each call of a layer, would add up.
 inline DeviceProperties device_properties(int device, const char* what) {
+  static std::mutex mutex;
+  static std::map<int, DeviceProperties> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
   const auto attribute = [&](cudaDeviceAttr which) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, which, device), what);
@@ -327,7 +336,7 @@ inline DeviceProperties device_properties(int device, const char* what) {
   result.processors = attribute(cudaDevAttrMultiProcessorCount);
   result.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   result.max_cluster = attribute(cudaDevAttrClusterLaunch) ? 2 * int(kPortableCluster) : 1;
-  return result;
+  return known[device] = result;
 }
 
 // The device of the calls in a scope.

@@ -19,6 +19,8 @@ enum class Regime : int {
 constexpr int kRegimes = 5;
 const char* regime_name(Regime regime);
 
+constexpr int64_t kMostRows = 65535;  // of blocks, in a grid
+
 // What a caller insists on; negative: choose.
 struct PlanChoice {
   int regime = -1;

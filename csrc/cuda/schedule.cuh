@@ -147,9 +147,11 @@ class Schedule {
     input.processors = device.processors, input.shared_bytes = device.shared_bytes;
     input.max_cluster = device.max_cluster;
     input.resident_blocks = [&](const Plan& plan) {
+      allow_most(kernel<Pass>(plan), device, what_);
       return resident_blocks(kernel<Pass>(plan), team(plan), what_);
     };
     input.resident_clusters = [&](const Plan& plan) {
+      allow_most(kernel<Pass>(plan), device, what_);
       return resident_clusters(kernel<Pass>(plan), team(plan), what_);
     };
     plan_ = planned(input, device);
@@ -270,9 +272,7 @@ class Schedule {
 
   // The product that gives gradients of initial states, with the weights of the first stage.
   void run_initial(InitialArgs<Math>& args) const {
-    Plan plan = plan_;
-    if (!by_steps()) plan.regime = Regime::stepwise, plan.cluster = 1;
-    if (plan.regime == Regime::stepwise) plan.shared_bytes = 2 * plan.partial_bytes;
+    const Plan plan = initial(plan_);
     args.work.split = plan.cluster;
     Launch how = team(plan);
     how.grid[2] = unsigned(sizes_.directions);
@@ -281,7 +281,8 @@ class Schedule {
   }
 
  private:
-  // Asking what is resident takes longer than a launch, so plans are kept.
+  // Asking what is resident takes longer than a launch, so plans are kept. A plan that is kept is
+  // one whose kernels have been allowed what it needs.
   Plan planned(const PlanInput& input, const DeviceProperties& device) const {
     const PlanChoice& choice = call_.choice;
     using Key = std::array<int64_t, 13>;
@@ -301,8 +302,18 @@ class Schedule {
           std::string("fastrnn: ") + what_ + ": the regime " +
           (choice.regime < 0 ? "asked for" : regime_name(Regime(choice.regime))) +
           " cannot run this");
+    allow_most(kernel<Pass>(plan), device, what_);
+    if constexpr (Pass::kBackward)
+      allow_most(kernel<InitialPass<Math>>(initial(plan)), device, what_);
     if (plans.size() > 10000) plans.clear();
     return plans[key] = plan;
+  }
+  // How the single product of run_initial is shared.
+  static Plan initial(Plan plan) {
+    if (plan.regime == Regime::tiled) return plan;
+    plan.regime = Regime::stepwise, plan.cluster = 1;
+    plan.shared_bytes = 2 * plan.partial_bytes;
+    return plan;
   }
   bool by_steps() const {
     return plan_.regime == Regime::stepwise || plan_.regime == Regime::tiled;
@@ -316,10 +327,9 @@ class Schedule {
   }
   // The blocks of one stage of one step.
   void share(Launch& how, int64_t groups, int64_t tiles) const {
-    const int64_t most = 65535;  // of a grid, but in x
     const bool tiled = plan_.regime == Regime::tiled;
     how.grid[0] = unsigned(tiled ? tiles * plan_.cluster : groups);
-    how.grid[1] = unsigned(tiled ? groups : tiles < most ? tiles : most);
+    how.grid[1] = unsigned(tiled ? groups : tiles < kMostRows ? tiles : kMostRows);
   }
   template <class P>
   static KernelOf<typename P::Args> kernel(const Plan& plan) {

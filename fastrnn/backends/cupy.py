@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -81,18 +81,11 @@ def options(folder: Path) -> tuple[str, ...]:
     return (*_OPTIONS, f"-I{folder}")
 
 
-class _Kernel:
+class _Kernel(NamedTuple):
     """A compiled kernel of one device."""
 
-    def __init__(self, compiled: Any) -> None:
-        self.compiled = compiled
-        self.address: int = compiled.kernel.ptr
-        self._shared_bytes = 48 * 1024  # what it may have unasked
-
-    def allow(self, shared_bytes: int) -> None:
-        if shared_bytes > self._shared_bytes:
-            self.compiled.max_dynamic_shared_size_bytes = shared_bytes
-            self._shared_bytes = shared_bytes
+    compiled: Any  # CuPy unloads what nobody has
+    address: int
 
 
 class _Device:
@@ -124,7 +117,7 @@ class _Device:
             if before != self._index:
                 runtime.setDevice(before)
 
-    def _kernel(self, name: str, argument_bytes: int, shared_bytes: int) -> _Kernel:
+    def _address(self, name: str, argument_bytes: int) -> int:
         kernel = self._kernels.get(name)
         if kernel is None:
             module = self._cupy.RawModule(
@@ -132,18 +125,20 @@ class _Device:
                 options=options(self._folder),
                 name_expressions=(name,),
             )
-            kernel = self._kernels[name] = _Kernel(module.get_function(name))
-        kernel.allow(shared_bytes)
-        return kernel
+            compiled = module.get_function(name)
+            # All that there is, once: with what a launch needs, one of another thread that needs
+            # less could take it back.
+            compiled.max_dynamic_shared_size_bytes = self.numbers()[2]
+            kernel = self._kernels[name] = _Kernel(compiled, compiled.kernel.ptr)
+        return kernel.address
 
     def resident_blocks(
         self, name: str, argument_bytes: int, threads: int, shared_bytes: int
     ) -> int:
         """Blocks of a kernel that a multiprocessor holds at the same time."""
         with self.current():
-            kernel = self._kernel(name, argument_bytes, shared_bytes)
             ask = self._cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
-            blocks: int = ask(kernel.address, threads, shared_bytes)
+            blocks: int = ask(self._address(name, argument_bytes), threads, shared_bytes)
             return blocks
 
     def launch(self, entries: list[tuple[Any, ...]], stream: int) -> None:
@@ -152,8 +147,8 @@ class _Device:
         start, start_together = driver.launchKernel, driver.launchCooperativeKernel
         with self.current():
             for name, size, (x, y, z), threads, shared_bytes, cooperative, parameters in entries:
-                kernel = self._kernel(name, size, shared_bytes)
-                how = (kernel.address, x, y, z, threads, 1, 1, shared_bytes, stream, parameters)
+                address = self._address(name, size)
+                how = (address, x, y, z, threads, 1, 1, shared_bytes, stream, parameters)
                 if cooperative:
                     start_together(*how)
                 else:

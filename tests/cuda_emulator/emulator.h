@@ -5,6 +5,9 @@
 
 #include <string.h>
 
+#include <algorithm>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <type_traits>
 
@@ -131,6 +134,43 @@ inline emulator::Shape shape_of(const Launch& how) {
   return shape;
 }
 
+inline void refuse(const char* what, const std::string& why) {
+  throw std::runtime_error(std::string("fastrnn: ") + what + ": " + why);
+}
+
+// What kernels may have, by their address.
+struct Allowed {
+  int shared_bytes = 48 * 1024, cluster = kPortableCluster;
+};
+struct AllAllowed {
+  std::mutex mutex;
+  std::map<const void*, Allowed> kernels;
+};
+inline AllAllowed& all_allowed() {
+  static AllAllowed& instance = *new AllAllowed;
+  return instance;
+}
+
+template <class Args>
+void allow_most(void (*kernel)(Args), const DeviceProperties& device, const char*) {
+  const std::lock_guard<std::mutex> lock(all_allowed().mutex);
+  Allowed& allowed = all_allowed().kernels[(const void*)kernel];
+  allowed.shared_bytes = std::max(allowed.shared_bytes, device.shared_bytes);
+  allowed.cluster = std::max(allowed.cluster, device.max_cluster);
+}
+
+inline void check_allowed(const void* kernel, const Launch& how, const char* what) {
+  const std::lock_guard<std::mutex> lock(all_allowed().mutex);
+  const Allowed& allowed = all_allowed().kernels[kernel];
+  if (int(how.shared_bytes) > allowed.shared_bytes)
+    refuse(what, "invalid argument: " + std::to_string(how.shared_bytes) +
+                     " bytes of shared memory a block, the kernel may have " +
+                     std::to_string(allowed.shared_bytes));
+  if (int(how.cluster) > allowed.cluster)
+    refuse(what, "cluster misconfiguration: " + std::to_string(how.cluster) +
+                     " blocks, the kernel may have " + std::to_string(allowed.cluster));
+}
+
 template <class Args>
 struct Call {
   void (*kernel)(Args);
@@ -147,27 +187,29 @@ template <class Args>
 void launch(void (*kernel)(Args), const Launch& how, const Args& args, const char* what) {
   static_assert(std::is_trivially_copyable_v<Args>);
   static_assert(sizeof(Args) <= 4096, "the parameters of a kernel");
+  check_allowed((const void*)kernel, how, what);
   const Call<Args> call = {kernel, args};
   const std::string error = emulator::launch((const void*)kernel, shape_of(how), Call<Args>::run,
                                              static_cast<const void*>(&call));
-  if (!error.empty()) throw std::runtime_error(std::string("fastrnn: ") + what + ": " + error);
+  if (!error.empty()) refuse(what, error);
 }
 
-inline void check_shared_bytes(const Launch& how, const char* what) {
+inline void check_asked(const void* kernel, const Launch& how, const char* what) {
+  check_allowed(kernel, how, what);
   if (how.shared_bytes > emulator::configuration().shared_per_block)
-    throw std::runtime_error(std::string("fastrnn: ") + what + ": invalid argument: " +
-                             std::to_string(how.shared_bytes) + " bytes of shared memory");
+    refuse(what,
+           "invalid argument: " + std::to_string(how.shared_bytes) + " bytes of shared memory");
 }
 
 template <class Args>
-int resident_blocks(void (*)(Args), const Launch& how, const char* what) {
-  check_shared_bytes(how, what);
+int resident_blocks(void (*kernel)(Args), const Launch& how, const char* what) {
+  check_asked((const void*)kernel, how, what);
   return int(emulator::resident_blocks(shape_of(how)));
 }
 
 template <class Args>
-int resident_clusters(void (*)(Args), const Launch& how, const char* what) {
-  check_shared_bytes(how, what);
+int resident_clusters(void (*kernel)(Args), const Launch& how, const char* what) {
+  check_asked((const void*)kernel, how, what);
   return int(emulator::resident_clusters(shape_of(how)));
 }
 

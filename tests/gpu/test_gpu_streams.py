@@ -93,19 +93,19 @@ def test_two_streams(regime: str | None) -> None:
 
 
 def test_two_threads_of_the_host() -> None:
-    module = fastrnn.GRU(8, device().fit(200, 9), device=device().type)
+    """Of different sizes: they launch the same kernels with different shared memory."""
+    sizes = [device().fit(200, 9), device().fit(64, 5)]
+    modules = [fastrnn.GRU(8, hidden, device=device().type) for hidden in sizes]
     x = torch.randn(10, 4, 8, device=device().type)
-    wanted: list[Tensor] = []
-    found: dict[int, list[Tensor]] = {}
+    found: dict[int, list[list[Tensor]]] = {}
     with device().serving() as name:
 
         def work(number: int) -> None:
             with fastrnn.use_backend(name), device().cuda.stream(device().cuda.Stream()):
-                for _ in range(ROUNDS):
-                    found[number] = outputs(module, x)
+                found[number] = [outputs(modules[number], x) for _ in range(ROUNDS)]
 
         with fastrnn.use_backend(name):
-            wanted = outputs(module, x)
+            wanted = [outputs(module, x) for module in modules]
         device().cuda.synchronize()
         # The emulator's streams are one: there the threads follow one another.
         workers = [threading.Thread(target=work, args=(number,)) for number in range(2)]
@@ -117,8 +117,9 @@ def test_two_threads_of_the_host() -> None:
             worker.join()
     device().cuda.synchronize()
     assert sorted(found) == [0, 1]
-    for one in found.values():
-        assert all(torch.equal(a, b) for a, b in zip(one, wanted, strict=True))
+    for number, rounds in found.items():
+        for one in rounds:
+            assert all(torch.equal(a, b) for a, b in zip(one, wanted[number], strict=True))
 
 
 @pytest.mark.parametrize("regime", REGIMES)
