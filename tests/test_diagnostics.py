@@ -152,6 +152,88 @@ def test_trace_unbatched_is_a_batch_of_one() -> None:
     assert_close(gradients.h, diagnostics.state_gradients(module, x[:, None], hx=hx)[0].h)
 
 
+@pytest.mark.parametrize("unbatched", [False, True])
+@pytest.mark.parametrize("name", ["rnn_relu", "lstm_projected", "torch_rnn", "torch_gru"])
+def test_integers_are_one_hot_vectors(name: str, unbatched: bool) -> None:
+    module = make(name, num_layers=2)
+    numbers = torch.randint(4, (5,) if unbatched else (3, 5) if module.batch_first else (5, 3))
+    vectors = nn.functional.one_hot(numbers, 4).double()
+    for one, other in zip(*(diagnostics.trace(module, x) for x in (numbers, vectors)), strict=True):
+        assert torch.equal(one.h, other.h)
+        assert torch.equal(one.x, other.x)
+    found = (diagnostics.state_gradients(module, x) for x in (numbers, vectors))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.h, other.h)
+    if not unbatched:
+        moved = diagnostics.influence(module, numbers)
+        assert torch.equal(moved, diagnostics.influence(module, vectors))
+
+
+CELL_MODULES = {
+    "rnn_sigmoid": (fastrnn.RNNCell, {"nonlinearity": "sigmoid"}, fastrnn.RNN),
+    "lstm": (fastrnn.LSTMCell, {}, fastrnn.LSTM),
+    "gru_reset_before": (fastrnn.GRUCell, {"reset_after": False}, fastrnn.GRU),
+    "torch_rnn": (nn.RNNCell, {"nonlinearity": "relu"}, nn.RNN),
+    "torch_lstm": (nn.LSTMCell, {}, nn.LSTM),
+    "torch_gru": (nn.GRUCell, {}, nn.GRU),
+}
+
+
+@pytest.mark.parametrize("name", CELL_MODULES)
+def test_a_cell_is_a_layer(name: str) -> None:
+    """Every function finds of a cell what it finds of the layer with its weights."""
+    cell_class, options, layer_class = CELL_MODULES[name]
+    cell = cell_class(4, 6, **options, dtype=torch.float64)
+    layer = layer_class(4, 6, **options, dtype=torch.float64)
+    layer.load_state_dict({f"{key}_l0": value for key, value in cell.state_dict().items()})
+    x, hx = torch.randn(5, 3, 4, dtype=torch.float64), states(layer)
+    own = tuple(state[0] for state in hx) if isinstance(hx, tuple) else hx[0]  # (B, H)
+    assert torch.equal(diagnostics.eigenvalues(cell), diagnostics.eigenvalues(layer))
+    (one,), (other,) = diagnostics.trace(cell, x, own), diagnostics.trace(layer, x, hx)
+    assert torch.equal(one.h, other.h)
+    assert torch.equal(*(diagnostics.state_jacobians(each) for each in (one, other)))
+    for loss in (diagnostics.gradients.last_output, weighted):
+        (ours,) = diagnostics.state_gradients(cell, x, loss, own)
+        (theirs,) = diagnostics.state_gradients(layer, x, loss, hx)
+        assert torch.equal(ours.h, theirs.h)
+    assert torch.equal(diagnostics.influence(cell, x, own), diagnostics.influence(layer, x, hx))
+    with torch.no_grad():  # a loop over the cell
+        h = own
+        for step in x:
+            h = cell(step, h)
+    assert_close(one.h[-1], h[0] if isinstance(h, tuple) else h)
+    alone = tuple(state[0] for state in own) if isinstance(own, tuple) else own[0]  # (H,)
+    assert_close(diagnostics.trace(cell, x[:, 0], alone)[0].h, one.h[:, :1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["rnn_tanh", "lstm", "gru", "torch_lstm"])
+def test_half_precision_is_looked_at_in_single(name: str, dtype: torch.dtype) -> None:
+    wide = make(name).float()
+    half = make(name).to(dtype)
+    wide.load_state_dict(half.state_dict())
+    x = torch.randn(5, 3, 4).to(dtype)
+    assert torch.equal(diagnostics.eigenvalues(half), diagnostics.eigenvalues(wide))
+    one, other = (diagnostics.trace(m, x.to(m.weight_hh_l0.dtype))[0] for m in (half, wide))
+    products, expected = (
+        diagnostics.jacobian_products(diagnostics.state_jacobians(each)) for each in (one, other)
+    )
+    assert products.dtype == torch.float32
+    rounded = {"rtol": 0.05, "atol": 0.01}
+    assert_close(products, expected, **rounded)
+    norms = diagnostics.state_gradients(half, x)[0].norms()
+    assert_close(norms, diagnostics.state_gradients(wide, x.float())[0].norms(), **rounded)
+    assert diagnostics.influence(half, x).dtype == torch.float32
+    matrix = diagnostics.recurrent_weight(half)
+    assert diagnostics.power_iteration(matrix, 5).rates.dtype == torch.float32
+    if name == "rnn_tanh":
+        assert torch.equal(diagnostics.jacobian_bound(one), diagnostics.jacobian_bound(other))
+    else:
+        assert_close(
+            diagnostics.forgetting_time(one), diagnostics.forgetting_time(other), **rounded
+        )
+
+
 @pytest.mark.parametrize("name", ["rnn_tanh", "lstm", "lstm_projected", "gru", "gru_reset_before"])
 @pytest.mark.parametrize("direction", [0, 1])
 def test_jacobians(name: str, direction: int) -> None:
@@ -219,6 +301,16 @@ def test_influence() -> None:
         diagnostics.influence(module, x[:, :1])
 
 
+def test_influence_on_a_state_of_zero() -> None:
+    """0 where it stays 0, and 1 where it does not: relu of the last input alone."""
+    module = fastrnn.RNN(1, 2, nonlinearity="relu", bias=False)
+    with torch.no_grad():
+        module.weight_ih_l0.fill_(1)
+        module.weight_hh_l0.zero_()
+    x = torch.tensor([[1.0, 1, 1], [-1, -2, 3]])[..., None]
+    assert_close(diagnostics.influence(module, x), torch.tensor([[0.0, 0, 0], [1, 0, 1]]))
+
+
 def test_saturation_and_forgetting_time() -> None:
     module = make("lstm")
     with torch.no_grad():
@@ -268,15 +360,42 @@ def test_spectrum() -> None:
 def test_bad_calls() -> None:
     x = torch.randn(3, 2, 4, dtype=torch.float64)
     with pytest.raises(
-        TypeError, match=r"expected an RNN, LSTM or GRU of fastrnn or torch\.nn, got Linear"
+        TypeError, match=r"expected an RNN, LSTM, GRU or a cell of fastrnn or torch\.nn, got Linear"
     ):
         diagnostics.trace(nn.Linear(4, 4), x)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({"reader": make("gru")}))
+    for function in (diagnostics.spectral_radius, fastrnn.nn.init.recurrent_orthogonal_):
+        with pytest.raises(
+            TypeError, match=r"got Sequential; .* the layer itself, here \.1\.reader"
+        ):
+            function(model)
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2]))
+    with pytest.raises(TypeError, match=r"expected a Tensor, got a PackedSequence; rows of one"):
+        diagnostics.trace(make("gru"), packed)
+    with pytest.raises(RuntimeError, match="input: expected 4 features, got 3"):
+        diagnostics.trace(make("gru"), x[..., :3])
+    with pytest.raises(IndexError, match=r"expected values from 0 to 3, .*, got 4"):
+        diagnostics.trace(make("gru"), torch.tensor([[1, 4]]))
     with pytest.raises(TypeError, match="pair of tensors"):
         diagnostics.trace(make("lstm"), x, torch.zeros(1, 2, 6))
-    with pytest.raises(ValueError, match="expected 2 or 3 dimensions, got 1"):
+    with pytest.raises(
+        ValueError, match="expected 2 or 3 dimensions, or 1 or 2 of integers, got 1"
+    ):
         diagnostics.trace(make("gru"), x[0, 0])
     with pytest.raises(ValueError, match="loss: expected a scalar"):
         diagnostics.state_gradients(make("gru"), x, lambda output, state: output)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["orthogonal", "identity", "scaled"])
+def test_initialisations_in_half_precision(kind: str, dtype: torch.dtype) -> None:
+    """Those of single precision, rounded."""
+    half, wide = fastrnn.GRU(4, 6).to(dtype), nn.GRU(4, 6)
+    wide.load_state_dict(half.state_dict())
+    for module in (half, wide):
+        torch.manual_seed(2)
+        getattr(fastrnn.nn.init, f"recurrent_{kind}_")(module, 0.7)
+    assert torch.equal(half.weight_hh_l0, wide.weight_hh_l0.to(dtype))
 
 
 @pytest.mark.parametrize("module_class", [fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU, nn.LSTM])

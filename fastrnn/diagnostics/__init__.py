@@ -1,7 +1,8 @@
 """What happens inside a recurrent network: gradients over time, gates, spectra, memory.
 
-Every function takes a trained or fresh ``RNN``, ``LSTM`` or ``GRU`` of fastrnn or of torch.nn and
-returns tensors; ``fastrnn.diagnostics.plots`` draws them (it needs matplotlib).
+Every function takes a trained or fresh ``RNN``, ``LSTM``, ``GRU`` of fastrnn or of torch.nn, or one
+of their cells as a layer of its own, and returns tensors; ``fastrnn.diagnostics.plots`` draws them
+(it needs matplotlib). Of a model pass the recurrent layer.
 
 Shapes: T steps, B batch rows, I input features, H hidden units, R output features (H, or
 ``proj_size``). A *pass* is one direction of one layer.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .passes import Pass
+from .passes import Pass, widened
 
 #: The gate of each cell that scales what is kept of the state before.
 _KEEPS = {"lstm": "f", "gru": "z", "gru_reset_before": "z"}
@@ -67,5 +67,5 @@ def forgetting_time(one: Pass) -> Tensor:
     """
     if one.cell not in _KEEPS:
         raise ValueError(f"one: expected a pass of an LSTM or GRU, got one of {one.cell}")
-    kept = one.gates[_KEEPS[one.cell]].flatten(0, 1)
+    kept = widened(one.gates[_KEEPS[one.cell]]).flatten(0, 1)
     return -1 / kept.log().mean(0)

@@ -14,11 +14,12 @@ from .passes import (
     Weights,
     after,
     before,
-    cell_of,
     gate_values,
+    layout_of,
     run_layers,
     time_major,
     weights_of,
+    widened,
 )
 
 Loss = Callable[[Tensor, State], Tensor]
@@ -41,7 +42,7 @@ class StateGradients(NamedTuple):
 
     def norms(self) -> Tensor:
         """``(T,)``: the norm of dL/dh_t over all rows and units."""
-        norms: Tensor = self.h.flatten(1).norm(dim=1)
+        norms: Tensor = widened(self.h).flatten(1).norm(dim=1)
         return norms
 
 
@@ -65,34 +66,37 @@ def state_gradients(
     an estimate; the deltas are those of the kernels that serve training.
 
     Args:
-        module: an RNN, LSTM or GRU of fastrnn or torch.nn. Its dropout is left out, its parameters
-            get no gradients.
-        input: ``(T, B, I)``, ``(B, T, I)`` if batch_first, or ``(T, I)``.
-        loss: from output and final state, both as the module returns them, to a scalar.
+        module: an RNN, LSTM, GRU or a cell of fastrnn or torch.nn. Its dropout is left out, its
+            parameters get no gradients.
+        input: ``(T, B, I)``, ``(B, T, I)`` if batch_first, or ``(T, I)``; or integers without the
+            last dimension, which stand for one-hot vectors. No ``PackedSequence``.
+        loss: from output and final state, both as the module returns them (for a cell, as the layer
+            that repeats it), to a scalar.
         hx: initial states in the module's own form; None for zeros.
 
     Returns:
         one entry for each direction of each layer, layer by layer.
 
     Raises:
-        TypeError, ValueError: not such a module or input, or a loss that is no scalar.
+        TypeError, ValueError, IndexError: not such a module or input, or a loss that is no scalar.
         RuntimeError: sizes, dtypes or devices do not fit.
     """
-    cell = cell_of(module)
-    assert isinstance(module, nn.RNNBase)
-    directions = 1 + module.bidirectional
+    cell, _, directions, batch_first = layout_of(module)
     with torch.enable_grad():
-        x = time_major(module, input).detach().requires_grad_()
-        runs = list(run_layers(module, x, hx))
+        x, unbatched = time_major(module, input)
+        runs = list(run_layers(module, x.detach().requires_grad_(), hx))
         output = runs[-1].y
-        output = output.squeeze(1) if input.dim() == 2 else output
-        output = output.transpose(0, 1) if module.batch_first and input.dim() == 3 else output
-        state = _state([run.h_n for run in runs], input)
-        if cell.has_cell_state:
-            c_n = [run.c_n for run in runs if run.c_n is not None]
-            value = loss(output, (state, _state(c_n, input)))
-        else:
-            value = loss(output, state)
+        if unbatched:
+            output = output.squeeze(1)
+        elif batch_first:
+            output = output.transpose(0, 1)
+
+        def last(states: list[Tensor]) -> Tensor:
+            joined = torch.cat(states)
+            return joined.squeeze(1) if unbatched else joined
+
+        hidden, c_n = last([run.h_n for run in runs]), [r.c_n for r in runs if r.c_n is not None]
+        value = loss(output, (hidden, last(c_n)) if cell.has_cell_state else hidden)
         if value.numel() != 1:
             raise ValueError(f"loss: expected a scalar, got shape {tuple(value.shape)}")
         wanted = [t for run in runs for t in (run.gates, run.y, run.h_n, run.c_n) if t is not None]
@@ -124,11 +128,6 @@ def state_gradients(
                     grad_c = _cell_states(weights, grad_h, c_n_grad[d], gates, c, d)
             result.append(StateGradients(k, d, grad_h, grad_c))
     return result
-
-
-def _state(states: list[Tensor], input: Tensor) -> Tensor:
-    joined = torch.cat(states)
-    return joined.squeeze(1) if input.dim() == 2 else joined
 
 
 def _steps_back(steps: int, direction: int) -> range:

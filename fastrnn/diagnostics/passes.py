@@ -8,9 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import PackedSequence
 
 from ..autograd import layer
 from ..cells import CELLS, Cell
+from ..functional import are_indices, look_up
+from ..modules import GRUCell, LSTMCell, RNNCell
 from ..problem import LayerInputs
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -61,34 +64,65 @@ class Pass(NamedTuple):
     gates: dict[str, Tensor]
 
 
-def cell_of(module: nn.Module) -> Cell:
-    """The cell of an RNN, LSTM or GRU.
+class Layout(NamedTuple):
+    """How a module is built; a cell is a single layer."""
+
+    cell: Cell
+    layers: int
+    directions: int
+    batch_first: bool
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """The layout of an RNN, LSTM, GRU or of a cell.
 
     Raises:
         TypeError: the module is another.
     """
-    if not isinstance(module, nn.RNNBase) or module.mode not in _CELL_OF_MODE:
-        raise TypeError(
-            "module: expected an RNN, LSTM or GRU of fastrnn or torch.nn, "
-            f"got {type(module).__name__}"
-        )
-    return _CELL_OF_MODE[module.mode]
+    if isinstance(module, nn.RNNBase) and module.mode in _CELL_OF_MODE:
+        cell = _CELL_OF_MODE[module.mode]
+        return Layout(cell, module.num_layers, 1 + module.bidirectional, module.batch_first)
+    name = None
+    if isinstance(module, nn.RNNCell | RNNCell):
+        name = f"rnn_{module.nonlinearity}"
+    elif isinstance(module, nn.LSTMCell | LSTMCell):
+        name = "lstm"
+    elif isinstance(module, nn.GRUCell | GRUCell):
+        name = "gru" if getattr(module, "reset_after", True) else "gru_reset_before"
+    if name in CELLS:
+        return Layout(CELLS[name], 1, 1, False)
+    kind = type(module).__name__
+    for path, part in module.named_modules() if isinstance(module, nn.Module) else ():
+        if path and isinstance(part, nn.RNNBase | nn.RNNCellBase):
+            kind += f"; of a model pass the layer itself, here .{path}"
+            break
+    raise TypeError(
+        f"module: expected an RNN, LSTM, GRU or a cell of fastrnn or torch.nn, got {kind}"
+    )
+
+
+def cell_of(module: nn.Module) -> Cell:
+    """The cell of an RNN, LSTM, GRU or of a cell module.
+
+    Raises:
+        TypeError: the module is another.
+    """
+    return layout_of(module).cell
 
 
 def weights_of(module: nn.Module, layer: int = 0, direction: int = 0) -> Weights:
-    """Weights of one pass of an RNN, LSTM or GRU, as they are now.
+    """Weights of one pass, as they are now.
 
     Raises:
-        TypeError: the module is another.
+        TypeError: the module is no RNN, LSTM, GRU or cell.
         IndexError: it has no such layer or direction.
     """
-    cell_of(module)
-    assert isinstance(module, nn.RNNBase)
-    if not 0 <= layer < module.num_layers:
-        raise IndexError(f"layer: expected 0 to {module.num_layers - 1}, got {layer}")
-    if not 0 <= direction < 1 + module.bidirectional:
-        raise IndexError(f"direction: expected 0 to {int(module.bidirectional)}, got {direction}")
-    suffix = f"_l{layer}" + "_reverse" * direction
+    layout = layout_of(module)
+    if not 0 <= layer < layout.layers:
+        raise IndexError(f"layer: expected 0 to {layout.layers - 1}, got {layer}")
+    if not 0 <= direction < layout.directions:
+        raise IndexError(f"direction: expected 0 to {layout.directions - 1}, got {direction}")
+    suffix = f"_l{layer}" + "_reverse" * direction if isinstance(module, nn.RNNBase) else ""
 
     def get(name: str) -> Tensor | None:
         return getattr(module, name + suffix, None)
@@ -97,6 +131,11 @@ def weights_of(module: nn.Module, layer: int = 0, direction: int = 0) -> Weights
     assert w_ih is not None
     assert w_hh is not None
     return Weights(w_ih, w_hh, get("bias_ih"), get("bias_hh"), get("weight_hr"))
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """float32 of a half-precision tensor: for what linear algebra does not compute in less."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class LayerRun(NamedTuple):
@@ -119,16 +158,14 @@ class LayerRun(NamedTuple):
 def run_layers(module: nn.Module, x: Tensor, hx: State | None) -> Iterator[LayerRun]:
     """The layers of a module one by one, without dropout.
 
-    x: ``(T, B, I)``. hx: of batches, in the module's form.
+    x: ``(T, B, I)``, as ``time_major`` returns it. hx: in the module's form.
 
     ``W_ih x`` is computed apart and goes into the layer through an identity: its gradient is then
     that of the pre-activations, which backpropagation through time has inside.
     """
-    cell = cell_of(module)
-    assert isinstance(module, nn.RNNBase)
-    directions = 1 + module.bidirectional
-    h0, c0 = _initial(hx, cell)
-    for k in range(module.num_layers):
+    cell, layers, directions, _ = layout_of(module)
+    h0, c0 = _initial(hx, module)
+    for k in range(layers):
         own = slice(k * directions, (k + 1) * directions)
         passes = [weights_of(module, k, d) for d in range(directions)]
         gates = torch.cat([linear(x, weights.w_ih) for weights in passes], dim=-1)
@@ -149,36 +186,58 @@ def run_layers(module: nn.Module, x: Tensor, hx: State | None) -> Iterator[Layer
         x = outputs.y
 
 
-def time_major(module: nn.RNNBase, input: Tensor) -> Tensor:
-    """``(T, B, I)`` from a module's own layout.
+def time_major(module: nn.Module, input: Tensor) -> tuple[Tensor, bool]:
+    """``(T, B, I)`` from a module's own layout, one-hot where it holds integers.
+
+    Returns:
+        the steps, and whether the input lacks the dimension of the batch.
 
     Raises:
         TypeError: the input is no tensor.
-        ValueError: it is neither 2-D nor 3-D.
+        ValueError: it has another number of dimensions.
+        IndexError: an integer is none from 0 to I - 1.
+        RuntimeError: it has another number of features.
     """
+    if isinstance(input, PackedSequence):
+        raise TypeError(
+            "input: expected a Tensor, got a PackedSequence; rows of one length can be looked at, "
+            "each length in a call of its own"
+        )
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
+    w_ih = weights_of(module).w_ih.detach()
+    features = w_ih.shape[1]
+    if are_indices(input, 2):
+        # With the identity as W_ih, the look-up of W_ih x gives the one-hot vectors themselves.
+        identity = torch.eye(features, dtype=w_ih.dtype, device=input.device)
+        input, _ = look_up(input, [identity], 1, 1)
     if input.dim() not in (2, 3):
-        raise ValueError(f"input: expected 2 or 3 dimensions, got {input.dim()}")
+        raise ValueError(
+            f"input: expected 2 or 3 dimensions, or 1 or 2 of integers, got {input.dim()}"
+        )
+    if input.shape[-1] != features:
+        raise RuntimeError(f"input: expected {features} features, got {input.shape[-1]}")
     if input.dim() == 2:
-        return input.unsqueeze(1)
-    return input.transpose(0, 1) if module.batch_first else input
+        return input.unsqueeze(1), True
+    return (input.transpose(0, 1) if layout_of(module).batch_first else input), False
 
 
-def _initial(hx: State | None, cell: Cell) -> tuple[Tensor | None, Tensor | None]:
+def _initial(hx: State | None, module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
     """h0 and c0 ``(L*D, B, H)``."""
     if hx is None:
         return None, None
-    if isinstance(hx, tuple) is not cell.has_cell_state:
-        expected = "a pair of tensors (h0, c0)" if cell.has_cell_state else "a tensor"
+    has_cell_state = cell_of(module).has_cell_state
+    if isinstance(hx, tuple) is not has_cell_state:
+        expected = "a pair of tensors (h0, c0)" if has_cell_state else "a tensor"
         raise TypeError(f"hx: expected {expected}, got {type(hx).__name__}")
+
+    def batched(state: Tensor) -> Tensor:
+        if isinstance(module, nn.RNNCellBase):  # (B, H) or (H,)
+            return state.reshape(1, -1, state.shape[-1])
+        return state.unsqueeze(1) if state.dim() == 2 else state
+
     h0, c0 = hx if isinstance(hx, tuple) else (hx, None)
-    # Of an unbatched input, the batch is the one that is missing.
-    return _batched(h0), None if c0 is None else _batched(c0)
-
-
-def _batched(state: Tensor) -> Tensor:
-    return state.unsqueeze(1) if state.dim() == 2 else state
+    return batched(h0), None if c0 is None else batched(c0)
 
 
 @torch.no_grad()
@@ -186,26 +245,27 @@ def trace(module: nn.Module, input: Tensor, hx: State | None = None) -> list[Pas
     """Run a module and return states and gates of all its passes.
 
     Args:
-        module: an RNN, LSTM or GRU of fastrnn or torch.nn. Its dropout is left out.
-        input: ``(T, B, I)``, ``(B, T, I)`` if batch_first, or ``(T, I)``.
+        module: an RNN, LSTM, GRU or a cell of fastrnn or torch.nn. Its dropout is left out.
+        input: ``(T, B, I)``, ``(B, T, I)`` if batch_first, or ``(T, I)``; or integers without the
+            last dimension, which stand for one-hot vectors. No ``PackedSequence``.
         hx: initial states in the module's own form; None for zeros.
 
     Returns:
         one ``Pass`` for each direction of each layer, layer by layer.
 
     Raises:
-        TypeError, ValueError: not such a module or input.
+        TypeError, ValueError, IndexError: not such a module or input.
         RuntimeError: sizes, dtypes or devices do not fit.
     """
-    cell = cell_of(module)
-    assert isinstance(module, nn.RNNBase)
+    cell, _, directions, _ = layout_of(module)
     passes = []
-    for k, run in enumerate(run_layers(module, time_major(module, input), hx)):
-        for d in range(1 + module.bidirectional):
+    x, _ = time_major(module, input)
+    for k, run in enumerate(run_layers(module, x, hx)):
+        for d in range(directions):
             weights = weights_of(module, k, d)
 
             def part(tensor: Tensor | None, d: int = d) -> Tensor | None:
-                return None if tensor is None else tensor.chunk(1 + module.bidirectional, -1)[d]
+                return None if tensor is None else tensor.chunk(directions, -1)[d]
 
             h, c = part(run.y), part(run.cell_states)
             assert h is not None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .passes import cell_of, weights_of
+from .passes import cell_of, weights_of, widened
 
 #: Gates in the order of the rows of ``weight_hh``.
 _ROWS = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "gru_reset_before": ("r", "z", "n")}
@@ -19,7 +19,7 @@ def recurrent_weight(
     """The ``(H, R)`` block of ``weight_hh`` of one gate, detached.
 
     Args:
-        module: an RNN, LSTM or GRU of fastrnn or torch.nn.
+        module: an RNN, LSTM, GRU or a cell of fastrnn or torch.nn.
         gate: ``i f g o`` of an LSTM, ``r z n`` of a GRU; None for a vanilla layer, and else for
             the candidate, g or n, through which the state feeds itself.
 
@@ -47,20 +47,23 @@ def eigenvalues(
 ) -> Tensor:
     """Eigenvalues of ``recurrent_weight``, ``(H,)`` complex, the largest in absolute value first.
 
+    In float32 at least. Of a gated cell they are those of one block, which gates scale: only for a
+    vanilla layer do they tell by themselves what becomes of a state.
+
     Raises:
         ValueError: the block is not square (a projection), see also ``recurrent_weight``.
     """
     matrix = recurrent_weight(module, gate, layer=layer, direction=direction)
     if matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"module: expected square recurrent weights, got {tuple(matrix.shape)}")
-    values: Tensor = torch.linalg.eigvals(matrix)
+    values: Tensor = torch.linalg.eigvals(widened(matrix))
     return values[values.abs().argsort(descending=True)]
 
 
 def spectral_radius(
     module: nn.Module, gate: str | None = None, *, layer: int = 0, direction: int = 0
 ) -> float:
-    """The largest absolute eigenvalue of ``recurrent_weight``."""
+    """The largest absolute eigenvalue of ``recurrent_weight``, see ``eigenvalues``."""
     return float(eigenvalues(module, gate, layer=layer, direction=direction)[0].abs())
 
 
@@ -96,6 +99,7 @@ def power_iteration(
         raise ValueError(f"matrix: expected a square matrix, got shape {tuple(matrix.shape)}")
     if steps < 1:
         raise ValueError(f"steps: expected 1 or more, got {steps}")
+    matrix = widened(matrix)
     vector = torch.randn(len(matrix), dtype=matrix.dtype, device=matrix.device, generator=generator)
     vector = vector / vector.norm()
     logs = []

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from .program import library, positive, positive_float
+from .program import library, positive, positive_float, read_checkpoint, write_checkpoint
 
 #: Steps between two looks at held-out sequences.
 BLOCK = 50
 #: Held-out sequences.
 HELD_OUT = 500
+#: Steps of the shortest sequences: two symbols at places that do not overlap.
+SHORTEST = 3
 
 
 class Problem(Protocol):
@@ -70,20 +73,41 @@ class TemporalOrder:
     Among four symbols without meaning stand two of A or B, one between 10 and 20 per cent of the
     way and one between 40 and 50; the answer is one of AA, AB, BA and BB. Symbols are integers,
     which fastrnn takes for one-hot vectors.
+
+    Args:
+        text: its characters are the symbols without meaning, in their order.
     """
 
-    inputs, outputs = 6, 4
+    outputs = 4
     measure, solved, chance = "wrong answers", 0.01, 3 / 4
 
+    def __init__(self, text: str | None = None) -> None:
+        self.inputs, self._text = 6, None
+        if text is not None:
+            numbers = {character: 2 + k for k, character in enumerate(sorted(set(text)))}
+            self.inputs = 2 + len(numbers)
+            self._text = torch.tensor([numbers[character] for character in text])
+
     def batch(self, steps: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        symbols = torch.randint(2, 6, (steps, rows), generator=generator)
+        if self._text is None:
+            symbols = torch.randint(2, self.inputs, (steps, rows), generator=generator)
+        else:
+            begins = torch.randint(len(self._text) - steps + 1, (rows,), generator=generator)
+            symbols = self._text[begins + torch.arange(steps)[:, None]]
         each = torch.arange(rows)
         first, second = torch.randint(2, (2, rows), generator=generator)
-        for symbol, begin, end in ((first, 0.1, 0.2), (second, 0.4, 0.5)):
-            low = int(begin * steps)
-            high = max(low + 1, int(end * steps))
+        for symbol, (low, high) in zip((first, second), self.places(steps), strict=True):
             symbols[torch.randint(low, high, (rows,), generator=generator), each] = symbol
         return symbols, 2 * first + second
+
+    @staticmethod
+    def places(steps: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Where the two symbols stand: from the first of these steps to before the other."""
+        first, second = int(0.1 * steps), int(0.4 * steps)
+        return (
+            (first, max(first + 1, int(0.2 * steps))),
+            (second, max(second + 1, int(0.5 * steps))),
+        )
 
     def loss(self, answer: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(answer, target)
@@ -92,7 +116,21 @@ class TemporalOrder:
         return (answer.argmax(-1) != target).float().mean().item()
 
 
-PROBLEMS: dict[str, Problem] = {"adding": Adding(), "temporal order": TemporalOrder()}
+def problems(data: Path | None, longest: int) -> dict[str, Problem]:
+    """Both problems; ``data`` is a text for the second.
+
+    Raises:
+        ValueError: it is no text, or shorter than the longest sequence.
+    """
+    text = None
+    if data is not None:
+        try:
+            text = data.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{data}: expected a text in UTF-8, {error.reason}") from None
+        if len(text) < longest:
+            raise ValueError(f"{data}: expected {longest} characters or more, got {len(text)}")
+    return {"adding": Adding(), "temporal order": TemporalOrder(text)}
 
 
 class Reader(nn.Module):
@@ -112,67 +150,121 @@ class Reader(nn.Module):
         return answer
 
 
-class Outcome(NamedTuple):
-    """How a training went: steps made, whether the problem was solved, the error at the end."""
-
-    steps: int
-    solved: bool
-    error: float
-
-
 class Network(NamedTuple):
-    """Which layer, and how its weights begin."""
+    """Which layer, how its weights begin, and whether its gradients are clipped."""
 
     layer: str
     prepare: Callable[[nn.Module], object]
     nonlinearity: str = "tanh"
+    clipped: bool = True
 
     def make(self, backend: str, inputs: int, hidden: int) -> nn.RNNBase:
-        more = {"nonlinearity": self.nonlinearity} if self.layer == "RNN" else {}
-        layer: nn.RNNBase = getattr(library(backend), self.layer)(inputs, hidden, **more)
-        self.prepare(layer)
-        return layer
+        made = layers(self.layer, self.nonlinearity, backend, inputs, hidden)
+        self.prepare(made)
+        return made
+
+    def reader(self, problem: Problem, options: argparse.Namespace, seed: int) -> Reader:
+        """A fresh model; the same seed gives the same weights."""
+        torch.manual_seed(seed)
+        made = self.make(options.backend, problem.inputs, options.hidden)
+        return Reader(made, problem.outputs)
 
 
-def add_options(parser: argparse.ArgumentParser, *, steps: int) -> None:
+def layers(kind: str, nonlinearity: str, backend: str, inputs: int, hidden: int) -> nn.RNNBase:
+    more = {"nonlinearity": nonlinearity} if kind == "RNN" else {}
+    made: nn.RNNBase = getattr(library(backend), kind)(inputs, hidden, **more)
+    return made
+
+
+class Outcome(NamedTuple):
+    """How a training went: steps made, whether the problem was solved, the error at the end.
+
+    The error is None if the model's answers were no numbers any more.
+    """
+
+    steps: int
+    solved: bool
+    error: float | None
+    seconds: float
+
+    def __str__(self) -> str:
+        """As a cell of a table."""
+        if self.solved:
+            return f"{self.steps:,}"
+        return "(diverged)" if self.error is None else f"({self.error:.2g})"
+
+
+def length(text: str) -> int:
+    """A length of sequences, as an argument."""
+    value = int(text)
+    if value < SHORTEST:
+        raise argparse.ArgumentTypeError(f"expected {SHORTEST} or more steps, got {value}")
+    return value
+
+
+def add_options(parser: argparse.ArgumentParser, *, steps: int, rate: float) -> None:
     """Options of a training."""
     parser.add_argument("--steps", type=positive, default=steps, help="most steps of a training")
     parser.add_argument("--hidden", type=positive, default=48, help="units")
     parser.add_argument("--batch", type=positive, default=32, help="sequences in a batch")
-    parser.add_argument("--rate", type=positive_float, default=3e-3, help="learning rate")
+    parser.add_argument("--rate", type=positive_float, default=rate, help="learning rate of Adam")
     parser.add_argument("--clip", type=positive_float, default=1.0, help="bound of gradients")
 
 
 def learn(
     network: Network,
     problem: Problem,
-    length: int,
+    steps: int,
     options: argparse.Namespace,
     bar: Any,
+    *,
+    seed: int,
 ) -> tuple[Reader, Outcome]:
-    """Train until the problem is solved or the steps are used up."""
-    torch.manual_seed(options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
-    layer = network.make(options.backend, problem.inputs, options.hidden)
-    model = Reader(layer, problem.outputs)
+    """Train on sequences of so many steps until the problem is solved or the time is up."""
+    started = time.perf_counter()
+    model = network.reader(problem, options, seed)
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.rate)
-    x, y = problem.batch(length, HELD_OUT, torch.Generator().manual_seed(options.seed + 1))
-    steps, error = 0, math.inf
-    while steps < options.steps and error > problem.solved:
-        for _ in range(min(BLOCK, options.steps - steps)):
-            inputs, target = problem.batch(length, options.batch, generator)
+    x, y = problem.batch(steps, HELD_OUT, torch.Generator().manual_seed(seed + 1))
+    done, solved, error = 0, False, None
+    while done < options.steps and not solved:
+        for _ in range(min(BLOCK, options.steps - done)):
+            inputs, target = problem.batch(steps, options.batch, generator)
             optimizer.zero_grad(set_to_none=True)
             problem.loss(model(inputs), target).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            if network.clipped:
+                nn.utils.clip_grad_norm_(model.parameters(), options.clip)
             optimizer.step()
-            steps += 1
+            done += 1
             bar.update()
         with torch.no_grad():
-            error = problem.error(model(x), y)
-    bar.update(options.steps - steps)
-    return model, Outcome(steps, error <= problem.solved, error)
+            answer = model(x)
+        if not answer.isfinite().all():
+            error = None
+            break
+        error = problem.error(answer, y)
+        solved = error <= problem.solved
+    bar.update(options.steps - done)
+    return model, Outcome(done, solved, error, round(time.perf_counter() - started, 2))
 
 
-def cell(outcome: Outcome) -> str:
-    """An outcome as a cell of a table."""
-    return f"{outcome.steps}" if outcome.solved else f"({outcome.error:.2g})"
+def save(path: Path, models: Mapping[str, Reader]) -> None:
+    """Write the weights of models and the kinds of their layers."""
+    write_checkpoint(path, models, modes={name: each.layers.mode for name, each in models.items()})
+
+
+def load(path: Path, backend: str = "auto") -> dict[str, Reader]:
+    """The models of a checkpoint, by name, on the layers of the library of one's choice."""
+    checkpoint = read_checkpoint(path)
+    models = {}
+    for name, state in checkpoint["models"].items():
+        kind, _, nonlinearity = checkpoint["modes"][name].partition("_")
+        inputs, (outputs, hidden) = (
+            state["layers.weight_ih_l0"].shape[1],
+            state["head.weight"].shape,
+        )
+        made = layers(kind, nonlinearity.lower(), backend, inputs, hidden)
+        models[name] = Reader(made, outputs)
+        models[name].load_state_dict(state)
+        models[name].eval()
+    return models

@@ -23,6 +23,9 @@ MARKED = re.compile(
     r"(<!-- results: (?P<name>[\w.-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL
 )
 
+#: Digits of an exponent.
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 Content = dict[str, Any]
 
 
@@ -139,53 +142,120 @@ def shapes(content: Content) -> str:
     )
 
 
-def _outcome(outcome: Content) -> str:
-    return f"{outcome['steps']:,}" if outcome["solved"] else f"({outcome['error']:.2g})"
+def _outcome(outcome: Content | None) -> str:
+    """Steps until solved, or the error at the end; nothing of what was not tried."""
+    if outcome is None:
+        return ""
+    if outcome["solved"]:
+        return f"{outcome['steps']:,}"
+    return "(diverged)" if outcome["error"] is None else f"({outcome['error']:.2g})"
+
+
+def magnitude(value: float) -> str:
+    """Two digits, and a power of ten where one would count zeros."""
+    if value == 0 or 1e-2 <= abs(value) < 100:
+        return f"{value:.2g}"
+    if 100 <= abs(value) < 1e4:
+        return f"{value:,.0f}"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits} · 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 
 
 def why_gates(content: Content) -> str:
-    parts = []
-    for problem, rows in content["problems"].items():
-        lengths = next(iter(rows.values()))
-        header = (f"{problem}: steps until solved, or (error)", *(f"T = {n}" for n in lengths))
-        body = [(name, *(_outcome(each) for each in row.values())) for name, row in rows.items()]
-        parts.append(table(header, body))
-    fresh = [
-        (
-            name,
-            f"{each['spectral_radius']:.2f}",
-            f"{each['first_over_last']:.1e}",
-            ""
-            if each["median_forgetting_time"] is None
-            else f"{each['median_forgetting_time']:.1f}",
+    lengths = [str(steps) for steps in content["lengths"]]
+    solved = [
+        table(
+            (f"{problem}: steps until solved, or (error)", *(f"T = {n}" for n in lengths)),
+            [(name, *(_outcome(row.get(n)) for n in lengths)) for name, row in rows.items()],
         )
-        for name, each in content["gradients"].items()
+        for problem, rows in content["problems"].items()
     ]
-    header = (
-        "fresh network",
-        "spectral radius",
-        "gradient at the first step, of that at the last",
-        "median forgetting time",
+    seconds = max(
+        outcome["seconds"]
+        for rows in content["problems"].values()
+        for row in rows.values()
+        for outcome in row.values()
     )
-    return "\n\n".join([*parts, table(header, fresh)])
+    return "\n\n".join(
+        [
+            f"At most {content['most_steps']:,} steps; the longest training took {seconds:.0f} "
+            "seconds. Empty: not tried, since a shorter T was not solved.",
+            *solved,
+            f"Vanilla layers: the growth of a vector per multiplication after k of them by a "
+            f"random W of that radius; and, over {content['pictured']} steps, the bound, the norm "
+            "of the product of Jacobians, and the gradient at the first step, of that at the last.",
+            _mechanism(content["mechanism"]),
+            "Networks, fresh and trained on temporal order at the T in the second column:",
+            _gradients(content["gradients"]),
+            "\\* Of the recurrent weights through which the state feeds itself: of a GRU those of "
+            "its n alone, of an LSTM those of its g, which gates scale.",
+        ]
+    )
+
+
+def _mechanism(rows: Content) -> str:
+    times = next(iter(rows.values()))["growth_of_random"]
+    growth = [f"k = {int(k):,}" for k in times]
+    return table(
+        ("layer", "radius", *growth, "bound", "Jacobians", "gradient"),
+        [
+            (
+                name,
+                f"{each['spectral_radius']:.3g}",
+                *(f"{rate:.3f}" for rate in each["growth_of_random"].values()),
+                *(magnitude(each[what]) for what in ("bound", "product", "gradient")),
+            )
+            for name, each in rows.items()
+        ],
+    )
+
+
+def _gradients(rows: Content) -> str:
+    columns: dict[str, tuple[str, Callable[[float], str]]] = {
+        "spectral_radius": ("spectral radius*", "{:.2f}".format),
+        "gradient": ("gradient at the first step", magnitude),
+        "median_forgetting_time": ("median forgetting time", "{:.1f}".format),
+    }
+    return table(
+        ("network: fresh, trained", "T", *(title for title, _ in columns.values())),
+        [
+            (name, f"{each['trained_on']}", *(_both(each, key, columns[key][1]) for key in columns))
+            for name, each in rows.items()
+        ],
+    )
+
+
+def _both(each: Content, what: str, form: Callable[[float], str]) -> str:
+    """Of a network before and after training."""
+    values = (each["fresh"][what], each["trained"][what])
+    return ", ".join(form(value) for value in values if value is not None)
 
 
 def remedies(content: Content) -> str:
-    first = [(name, _outcome(each)) for name, each in content["networks"].items()]
+    repeats = len(next(iter(content["networks"].values()))["trainings"])
+    first = [
+        (name, f"{each['solved']} of {repeats}", *map(_outcome, each["trainings"]))
+        for name, each in content["networks"].items()
+    ]
+    header = (
+        "steps until solved, or (error)",
+        "solved",
+        *(f"training {k + 1}" for k in range(repeats)),
+    )
     second = [
         (
             name,
-            f"{each['first_loss']:.2g}",
-            "not a number" if each["last_loss"] is None else f"{each['last_loss']:.2g}",
-            f"{each['steps']}",
-            f"{each['largest_gradient']:.1e}",
+            magnitude(each["first_loss"]),
+            magnitude(each["largest_loss"]),
+            "not a number" if each["last_loss"] is None else magnitude(each["last_loss"]),
+            "infinite" if each["largest_gradient"] is None else magnitude(each["largest_gradient"]),
         )
         for name, each in content["clipping"].items()
     ]
-    header = ("clipping", "first loss", "last loss", "steps", "largest gradient")
+    columns = ("clipping", "first loss", "largest loss", "last loss", "largest gradient")
     return (
         f"T = {content['length']}, at most {content['most_steps']:,} steps.\n\n"
-        f"{table(('network', 'steps until solved, or (error)'), first)}\n\n{table(header, second)}"
+        f"{table(header, first)}\n\n{table(columns, second)}"
     )
 
 

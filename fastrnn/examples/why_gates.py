@@ -1,47 +1,63 @@
 """Why gates: gradients over time, and which networks learn what lies many steps back.
 
-``python -m fastrnn.examples.why_gates`` draws, for vanilla layers with a small, a critical and a
-large spectral radius, with relu and identity, and for a GRU and an LSTM, what of a gradient reaches
-each step, the eigenvalues of the recurrent weights, and how long an input still moves the last
-state. Then each learns the adding problem and the temporal order problem at growing lengths. It
-writes ``why_gates.json``, ``.png`` and ``.pt`` to ``--out``. ``--data`` reads a text, whose
-characters are the sequences for the pictures.
+``python -m fastrnn.examples.why_gates`` shows the mechanism on vanilla layers of a small, a
+critical and a large spectral radius: power iteration, and products of Jacobians with their bound.
+Then these, a layer with relu and identity, a GRU and an LSTM learn the adding problem and the
+temporal order problem at growing lengths, some also without clipping; a network that fails at one
+length is not tried at longer ones. Of each, fresh and as it solved the longest sequences, it draws
+what of the loss's gradient reaches each step, how long an input moves the last state, and what the
+gates do. It writes
+``why_gates.json``, ``.png`` and ``.pt`` to ``--out``. ``--data`` reads a text, in whose characters
+the temporal order problem then hides its symbols.
 
 The page with formulas and results: ``docs/why_gates.md``, beside this file.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import diagnostics, use_backend
-from ..diagnostics import plots
+from .. import use_backend
 from ..nn import init
-from .long_memory import PROBLEMS, Network, Outcome, Reader, add_options, cell, learn
+from .long_memory import (
+    Network,
+    Outcome,
+    Problem,
+    Reader,
+    add_options,
+    learn,
+    length,
+    load,
+    problems,
+    save,
+)
 from .program import (
     common_parser,
     execute,
     optional,
     parse_options,
-    positive,
     print_table,
-    pyplot,
     stem,
-    write_checkpoint,
     write_results,
 )
+from .why_gates_pictures import draw, mechanism, picture
+
+__all__ = ["NETWORKS", "load", "main", "run"]
+
+#: Sequences in the pictures.
+ROWS = 32
 
 
-def _scaled(radius: float) -> Callable[[nn.Module], object]:
-    return lambda layer: init.recurrent_scaled_(init.recurrent_orthogonal_(layer), radius)
+def _orthogonal(radius: float) -> Callable[[nn.Module], object]:
+    return lambda layer: init.recurrent_orthogonal_(layer, radius)
 
 
 def _gated(layer: nn.Module) -> None:
@@ -50,167 +66,128 @@ def _gated(layer: nn.Module) -> None:
         init.forget_bias_(layer, 1.0)
 
 
+#: Of a small, a critical and a large spectral radius.
+VANILLA = {f"vanilla, radius {r:g}": Network("RNN", _orthogonal(r)) for r in (0.5, 1.0, 1.5)}
 NETWORKS: dict[str, Network] = {
-    "vanilla, radius 0.5": Network("RNN", _scaled(0.5)),
-    "vanilla, radius 1": Network("RNN", _scaled(1.0)),
-    "vanilla, radius 1.5": Network("RNN", _scaled(1.5)),
+    **VANILLA,
+    "vanilla, radius 1.5, unclipped": Network("RNN", _orthogonal(1.5), clipped=False),
     "relu, identity": Network("RNN", init.recurrent_identity_, "relu"),
+    "relu, identity, unclipped": Network("RNN", init.recurrent_identity_, "relu", clipped=False),
     "GRU": Network("GRU", _gated),
     "LSTM": Network("LSTM", _gated),
 }
+#: The problem of the pictures: where its symbols stand can be seen in them.
+PICTURED = "temporal order"
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = common_parser(
         "why_gates",
         "Gradients over time, and which networks learn what lies many steps back.",
-        data="text whose characters are the sequences for the pictures (default: random symbols)",
+        data="text to hide the symbols of the temporal order problem in (default: four symbols)",
     )
     parser.add_argument(
-        "--lengths", nargs="+", type=positive, default=[10, 30, 60], help="steps of the problems"
+        "--lengths", nargs="+", type=length, default=[10, 30, 100, 200], help="steps of sequences"
     )
     parser.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK"
     )
-    add_options(parser, steps=1500)
-    parser.add_argument("--pictured", type=positive, default=100, help="steps in the pictures")
+    add_options(parser, steps=1500, rate=3e-3)
+    parser.add_argument("--pictured", type=length, default=100, help="steps in the pictures")
     return parse_options(parser, arguments)
 
 
-class Picture(NamedTuple):
-    """What is drawn of a fresh network."""
+class Training(NamedTuple):
+    """What became of the networks.
 
-    norms: Tensor  # (T,) of dL/dh_t
-    influence: Tensor  # (T,) mean over rows
-    eigenvalues: Tensor  # (H,) of the recurrent weights that feed the state
-    forgetting: float | None  # median forgetting time
+    Attributes:
+        outcomes: by problem, network and length.
+        models: by problem and network, as it solved its longest sequences; where it solved none,
+            as it left the shortest, unless its training diverged.
+        lengths: of these sequences.
+    """
 
-
-def picture(network: Network, inputs: Tensor, options: argparse.Namespace) -> Picture:
-    """inputs: ``(T, B, I)``."""
-    torch.manual_seed(options.seed)
-    layer = network.make("auto", inputs.shape[-1], options.hidden)
-    forgetting = None
-    with use_backend(None):  # torch.nn's layers do not give what is wanted here
-        norms = diagnostics.state_gradients(layer, inputs)[0].norms()
-        influence = diagnostics.influence(layer, inputs).mean(1)
-        if network.layer != "RNN":
-            times = diagnostics.forgetting_time(diagnostics.trace(layer, inputs)[0])
-            forgetting = times.median().item()
-    return Picture(norms, influence, diagnostics.eigenvalues(layer), forgetting)
+    outcomes: dict[str, dict[str, dict[int, Outcome]]]
+    models: dict[str, dict[str, Reader]]
+    lengths: dict[str, dict[str, int]]
 
 
-def sequences(options: argparse.Namespace) -> Tensor:
-    """One-hot symbols ``(T, B, I)`` for the pictures: of a text, or drawn at random."""
-    steps, rows = options.pictured, 8
-    if options.data is None:
-        generator = torch.Generator().manual_seed(options.seed)
-        symbols = torch.randint(0, 32, (rows, steps), generator=generator)
-    else:
-        text = options.data.read_text(encoding="utf-8")
-        if len(text) < rows * steps:
-            raise ValueError(f"data: expected {rows * steps} characters or more, got {len(text)}")
-        kinds = {character: k for k, character in enumerate(sorted(set(text)))}
-        symbols = torch.tensor([kinds[character] for character in text[: rows * steps]])
-        symbols = symbols.view(rows, steps)
-    return nn.functional.one_hot(symbols.t()).float()
-
-
-def draw(
-    path: Path, pictures: Mapping[str, Picture], gates: Mapping[str, diagnostics.Saturation]
-) -> None:
-    """Gradients, influence, eigenvalues, and gates of the LSTM that learned the longest sums."""
-    plt = pyplot()
-    figure, panels = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
-    plots.plot_norms(
-        {name: each.norms for name, each in pictures.items()},
-        panels[0, 0],
-        title="norm of the last state's gradient at each step",
-    )
-    plots.plot_norms(
-        {name: each.influence for name, each in pictures.items()},
-        panels[0, 1],
-        title="how much another input at a step changes the last state",
-    )
-    plots.plot_eigenvalues(
-        {name: each.eigenvalues for name, each in pictures.items() if name.startswith("vanilla")},
-        panels[1, 0],
-        title="eigenvalues of the recurrent weights",
-    )
-    plots.plot_saturation(
-        gates, panels[1, 1], title="gates of the LSTM that learned the adding problem"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
-def gates_of(
-    models: Mapping[str, Reader], options: argparse.Namespace
-) -> dict[str, diagnostics.Saturation]:
-    """Saturation of the trained LSTM's gates; empty where there is none."""
-    model = models.get("adding, LSTM")
-    if model is None:
-        return {}
-    generator = torch.Generator().manual_seed(options.seed)
-    inputs, _ = PROBLEMS["adding"].batch(max(options.lengths), 32, generator)
-    with use_backend(None):
-        return diagnostics.saturation(diagnostics.trace(model.layers, inputs)[0])
-
-
-def run(options: argparse.Namespace) -> list[str]:
-    started = time.perf_counter()
-    inputs = sequences(options)
-    pictures = {name: picture(NETWORKS[name], inputs, options) for name in options.networks}
-    outcomes: dict[str, dict[str, dict[int, Outcome]]] = {}
-    models: dict[str, Reader] = {}
-    total = len(PROBLEMS) * len(options.networks) * len(options.lengths) * options.steps
+def train(posed: Mapping[str, Problem], lengths: Sequence[int], options: Namespace) -> Training:
+    result = Training({p: {} for p in posed}, {p: {} for p in posed}, {p: {} for p in posed})
+    total = len(posed) * len(options.networks) * len(lengths) * options.steps
     with optional("tqdm").tqdm(total=total, unit="step", disable=None) as bar:
-        for problem_name, problem in PROBLEMS.items():
-            rows = outcomes.setdefault(problem_name, {})
-            for name in options.networks:
-                for length in options.lengths:
-                    bar.set_description(f"{problem_name}, {name}, T={length}")
-                    model, outcome = learn(NETWORKS[name], problem, length, options, bar)
-                    rows.setdefault(name, {})[length] = outcome
-                models[f"{problem_name}, {name}"] = model
+        for problem, name in itertools.product(posed, options.networks):
+            row = result.outcomes[problem][name] = {}
+            for steps in lengths:
+                bar.set_description(f"{problem}, {name}, T={steps}")
+                model, row[steps] = learn(
+                    NETWORKS[name], posed[problem], steps, options, bar, seed=options.seed
+                )
+                if row[steps].solved or (len(row) == 1 and row[steps].error is not None):
+                    result.models[problem][name] = model
+                    result.lengths[problem][name] = steps
+                if not row[steps].solved:
+                    bar.update((len(lengths) - len(row)) * options.steps)
+                    break
+    return result
 
-    for problem_name, rows in outcomes.items():
-        problem = PROBLEMS[problem_name]
+
+def run(options: Namespace) -> list[str]:
+    started, used = time.perf_counter(), time.process_time()
+    lengths = sorted(set(options.lengths))
+    posed = problems(options.data, max(*lengths, options.pictured))
+    training = train(posed, lengths, options)
+
+    problem, models = posed[PICTURED], training.models[PICTURED]
+    generator = torch.Generator().manual_seed(options.seed)
+    batch = problem.batch(options.pictured, ROWS, generator)
+    with use_backend(None):  # torch.nn's kernels do not give what the pictures need
+        fresh_models = {
+            name: network.reader(problem, options, options.seed)
+            for name, network in NETWORKS.items()
+        }
+        # Of all radii, whichever networks are trained.
+        mechanisms = {name: mechanism(fresh_models[name], batch, problem) for name in VANILLA}
+        fresh = {name: picture(fresh_models[name], batch, problem) for name in models}
+        trained = {name: picture(model, batch, problem) for name, model in models.items()}
+
+    for problem_name, rows in training.outcomes.items():
+        problem = posed[problem_name]
         print(f"\n{problem_name}: steps until solved ({problem.measure} <= {problem.solved:g}),")
         print(f"or the last {problem.measure} (chance: {problem.chance:.2g})")
         print_table(
-            ["network", *(f"T={length}" for length in options.lengths)],
-            [[name, *(cell(each) for each in row.values())] for name, row in rows.items()],
+            ["network", *(f"T={steps}" for steps in lengths)],
+            [[name, *(str(row.get(n, "")) for n in lengths)] for name, row in rows.items()],
         )
     name = stem(options)
-    draw(options.out / f"{name}.png", pictures, gates_of(models, options))
-    write_checkpoint(options.out / f"{name}.pt", models, hidden=options.hidden)
+    draw(options.out / f"{name}.png", mechanisms, fresh, trained, training.outcomes)
+    saved = {
+        f"{p}, {key}": model for p, row in training.models.items() for key, model in row.items()
+    }
+    save(options.out / f"{name}.pt", saved)
     write_results(
         options.out / f"{name}.json",
         options,
         {
+            "processor_seconds": round(time.process_time() - used, 1),
+            "lengths": lengths,
+            "most_steps": options.steps,
+            "pictured": options.pictured,
             "problems": {
                 problem_name: {
-                    row_name: {
-                        str(length): {
-                            "solved": each.solved,
-                            "steps": each.steps,
-                            "error": each.error,
-                        }
-                        for length, each in row.items()
-                    }
-                    for row_name, row in rows.items()
+                    key: {str(steps): each._asdict() for steps, each in row.items()}
+                    for key, row in rows.items()
                 }
-                for problem_name, rows in outcomes.items()
+                for problem_name, rows in training.outcomes.items()
             },
+            "mechanism": {key: each.summary() for key, each in mechanisms.items()},
             "gradients": {
-                picture_name: {
-                    "first_over_last": (each.norms[0] / each.norms[-1]).item(),
-                    "spectral_radius": each.eigenvalues.abs().max().item(),
-                    "median_forgetting_time": each.forgetting,
+                key: {
+                    "trained_on": training.lengths[PICTURED][key],
+                    "fresh": fresh[key].summary(),
+                    "trained": each.summary(),
                 }
-                for picture_name, each in pictures.items()
+                for key, each in trained.items()
             },
         },
         started=started,

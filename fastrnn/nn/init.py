@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..diagnostics.passes import cell_of, widened
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -21,7 +23,11 @@ def recurrent_orthogonal_(module: Module, gain: float = 1.0) -> Module:
 
     All singular values of a block are ``gain``: with 1 a linear recurrence keeps norms exactly.
     """
-    return _each_block_(module, lambda block: nn.init.orthogonal_(block, gain))
+
+    def fill(block: Tensor) -> None:
+        block.copy_(nn.init.orthogonal_(widened(torch.empty_like(block)), gain))
+
+    return _each_block_(module, fill)
 
 
 def recurrent_identity_(module: Module, scale: float = 1.0) -> Module:
@@ -51,10 +57,10 @@ def recurrent_scaled_(module: Module, radius: float = 1.0) -> Module:
     def scale(block: Tensor) -> None:
         if block.shape[0] != block.shape[1]:
             raise ValueError(f"module: expected square blocks, got {tuple(block.shape)}")
-        now = torch.linalg.eigvals(block).abs().max()
+        now = torch.linalg.eigvals(widened(block)).abs().max()
         if now == 0:
             raise ValueError("module: the eigenvalues of a block are all 0")
-        block.mul_(radius / now)
+        block.copy_(widened(block) * (radius / now))
 
     return _each_block_(module, scale)
 
@@ -86,20 +92,9 @@ def chrono_(module: Module, longest: int) -> Module:
     return _keep_bias_(module, lambda bias: bias.uniform_(1, longest - 1).log_(), chrono=True)
 
 
-def _gates(module: nn.Module) -> int:
-    if isinstance(module, nn.RNNBase):
-        return {"LSTM": 4, "GRU": 3}.get(module.mode.split("_")[0], 1)
-    if isinstance(module, nn.RNNCellBase):
-        return int(module.weight_hh.shape[0]) // module.hidden_size
-    raise TypeError(
-        "module: expected an RNN, LSTM, GRU or a cell of fastrnn or torch.nn, "
-        f"got {type(module).__name__}"
-    )
-
-
 @torch.no_grad()
 def _each_block_(module: Module, fill: Callable[[Tensor], object]) -> Module:
-    gates = _gates(module)
+    gates = cell_of(module).gates
     for name, parameter in module.named_parameters(recurse=False):
         if name.startswith("weight_hh"):
             for block in parameter.chunk(gates):
@@ -124,7 +119,7 @@ def _keep_bias_(
     chrono: bool = False,
 ) -> Module:
     """Fill the biases of the gate that keeps the state; their b_hh is 0."""
-    gates = _gates(module)
+    gates = cell_of(module).gates
     biases = list(_biases(module))
     if gates == 1 or (only_lstm and gates != 4) or not biases:
         kind = "an LSTM" if only_lstm else "an LSTM or GRU"
