@@ -172,7 +172,7 @@ class TiledStage {
           tile.add(own + half * 32, own + (kHalves + first_tile) * 32);
         }
     }
-    wait_copies<0>();
+    // The last wait was for the last piece; what has been closed since is empty.
   }
 
   FASTRNN_DEVICE Vector16* place_of(int piece) const {
