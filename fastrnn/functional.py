@@ -44,9 +44,9 @@ from .problem import LayerInputs, LayerOutputs
 Output = Tensor | PackedSequence
 
 _INDEX_DTYPES = (torch.int64, torch.int32)
-#: Of up to so many columns of weight_ih a product with one-hot vectors costs less than looking one
-#: up for each number and adding up its gradient, which writes and reads all gates once more.
-FEW_COLUMNS = 32
+#: Of up to so many columns of weight_ih a product with one-hot vectors costs no more than looking
+#: one up for each number and adding up its gradient, which writes and reads all gates once more.
+FEW_COLUMNS = 64
 
 
 def lstm(
@@ -356,7 +356,7 @@ def are_indices(x: object, most_dims: int) -> bool:
 
 def look_up(
     indices: Tensor, weights: Sequence[Tensor], per_direction: int, directions: int
-) -> tuple[Tensor, Sequence[Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:
     """Input and weights of a layer whose input is one-hot: ``W_ih x`` and a ``W_ih`` of no columns.
 
     On a CPU, the one-hot vectors themselves where ``W_ih`` has few columns.
@@ -383,7 +383,7 @@ def look_up(
             )
         if columns <= FEW_COLUMNS:
             one_hot = torch.nn.functional.one_hot(indices.long(), columns)
-            return one_hot.to(weights[0].dtype), weights
+            return one_hot.to(weights[0].dtype), list(weights)
     places = [d * per_direction for d in range(directions)]
     w_ih = [weights[place] for place in places]
     # Of few columns a copy with neighbouring values pays, of many only those that occur are read.
