@@ -8,7 +8,8 @@ All three take
 * ``input``: ``(T, B, I)``; ``(B, T, I)`` with ``batch_first``; ``(T, I)`` unbatched; or a
   ``PackedSequence``. Without the last dimension, in int64 or int32: numbers from 0 to I - 1, which
   stand for the one-hot vectors of size I. Columns of ``weight_ih`` are then looked up instead of
-  multiplied, forward and backward. Beyond ``lengths`` too they are from 0 to I - 1.
+  multiplied, forward and backward, but for very few. Beyond ``lengths`` too they are from 0 to
+  I - 1.
 * ``weights``: the flat sequence of a module's parameters in torch's order: layer by layer, and in
   a layer direction by direction, ``weight_ih (G*H, I)``, ``weight_hh (G*H, R)``, then ``bias_ih``
   and ``bias_hh (G*H,)`` if there are biases, then ``weight_hr (R, H)`` if there is a projection.
@@ -43,6 +44,9 @@ from .problem import LayerInputs, LayerOutputs
 Output = Tensor | PackedSequence
 
 _INDEX_DTYPES = (torch.int64, torch.int32)
+#: Of up to so many columns of weight_ih a product with one-hot vectors costs no more than looking
+#: one up for each number and adding up its gradient, which writes and reads all gates once more.
+FEW_COLUMNS = 64
 
 
 def lstm(
@@ -355,17 +359,19 @@ def look_up(
 ) -> tuple[Tensor, list[Tensor]]:
     """Input and weights of a layer whose input is one-hot: ``W_ih x`` and a ``W_ih`` of no columns.
 
+    On a CPU, the one-hot vectors themselves where ``W_ih`` has few columns.
+
     Args:
         indices: of any shape, values from 0 to I - 1.
         weights: of the layer, and then of any others.
 
     Returns:
-        ``(*indices.shape, D*G*H)`` and the weights, see ``LayerInputs.x``.
+        ``(*indices.shape, D*G*H)`` and the weights, see ``LayerInputs.x``; or
+        ``(*indices.shape, I)`` and the weights as they came.
 
     Raises:
         IndexError: a value is not a column of weight_ih.
     """
-    places = [d * per_direction for d in range(directions)]
     rows = indices.reshape(-1)
     columns = weights[0].shape[1] if weights and weights[0].dim() == 2 else 0
     if rows.numel() and not (rows.is_cuda or rows.is_meta or torch.compiler.is_compiling()):
@@ -375,16 +381,20 @@ def look_up(
                 f"input: expected values from 0 to {columns - 1}, the columns of weight_ih, "
                 f"got {low if low < 0 else high}"
             )
-    # Of few columns a copy with neighbouring values pays, of many only those that occur are read.
+        if columns <= FEW_COLUMNS:
+            one_hot = torch.nn.functional.one_hot(indices.long(), columns)
+            return one_hot.to(weights[0].dtype), list(weights)
+    places = [d * per_direction for d in range(directions)]
     w_ih = [weights[place] for place in places]
+    # Of few columns a copy with neighbouring values pays, of many only those that occur are read.
     if rows.numel() * 4 > columns:
-        gates = [torch.nn.functional.embedding(rows, w.t().contiguous()) for w in w_ih]
+        gates = torch.nn.functional.embedding(rows, torch.cat([w.t() for w in w_ih], dim=1))
     else:
-        gates = [w.index_select(1, rows).t() for w in w_ih]
+        gates = torch.cat([w.index_select(1, rows).t() for w in w_ih], dim=1)
     left = list(weights)
     for place in places:
         left[place] = left[place][:, :0]
-    return torch.cat(gates, dim=-1).view(*indices.shape, -1), left
+    return gates.view(*indices.shape, -1), left
 
 
 def _check_probability(name: str, value: object) -> None:

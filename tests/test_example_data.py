@@ -123,6 +123,17 @@ def test_pairs_to_test_on_are_not_trained_on() -> None:
     assert not days[0] & days[1]
 
 
+def test_a_source_that_a_file_repeats_is_in_one_part_only(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    lines = [f"{source}\t{target}" for source in "abcdefghij" for target in "xyx"]
+    path.write_text("\n".join(lines))
+    for seed in range(5):
+        made = pairs.make_pairs(path, seed, training=1000, test=3)
+        assert (len(made.training), len(made.test)) == (27, 3)
+        sources = [{tuple(source) for source, _ in part} for part in made[:2]]
+        assert not sources[0] & sources[1]
+
+
 def by_recursion(a: str, b: str) -> int:
     if not a or not b:
         return len(a) + len(b)

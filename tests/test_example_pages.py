@@ -72,7 +72,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_programs_of_the_readme_exist() -> None:
     chapter = text(ROOT / "README.md").partition("\n## Examples\n")[2].partition("\n## ")[0]
     names = re.findall(r"^\| \[?`(\w+)`", chapter, re.MULTILINE)
-    assert {"char_lm", *PROGRAMS} == set(names)
+    assert {"char_lm", "char_lm_parallel", *PROGRAMS} == set(names)
     for name in names:
         assert callable(importlib.import_module(f"fastrnn.examples.{name}").main)
 

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from fastrnn.examples import language_models, program, seq2seq, shapes, tagger
+from fastrnn.examples import (
+    char_lm,
+    char_lm_parallel,
+    language_models,
+    one_hot,
+    program,
+    seq2seq,
+    shapes,
+    tagger,
+)
 from fastrnn.examples.encoder_decoder import EncoderDecoder
 from fastrnn.examples.text import Streams
 from fastrnn.examples.training import CharModel
@@ -123,6 +132,30 @@ def output(model: nn.Module) -> Tensor:
     return result
 
 
+@pytest.mark.parametrize(
+    "module",
+    [char_lm, char_lm_parallel, language_models, one_hot, seq2seq, shapes, tagger],
+    ids=lambda module: module.__name__,
+)
+def test_help_explains_every_option(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        module.main(["--help"])
+    printed = capsys.readouterr().out
+    assert "None" not in printed
+    for option in ("--data", "--out", "--backend", "--seed", "--threads"):
+        assert option in printed
+
+
+def test_numbers_of_a_list_are_one_line(tmp_path: Path) -> None:
+    options = tagger.parse([])
+    results = {"curve": [[1.5, -2e-7], [3, 4]], "text": "[1,  2]", "words": ["a", "b"], "none": []}
+    path = tmp_path / "results.json"
+    content = program.write_results(path, options, results, started=0.0)
+    assert {key: content[key] for key in results} == results
+    assert json.loads(path.read_text()) == content
+    assert "[ 1.5, -2e-07 ]" in path.read_text()
+
+
 def test_results_name_the_command_but_no_folder(tmp_path: Path) -> None:
     content = tiny("language_models", tmp_path / "out", *text_file(tmp_path), "--kinds", "GRU")
     command = content["command"]
@@ -155,17 +188,22 @@ def test_tagger_learns_what_follows_from_both_sides(tmp_path: Path) -> None:
     ("name", "options", "message"),
     [
         ("language_models", ["--data", "/no/such/file"], "/no/such/file"),
+        ("language_models", ["--data", "EMPTY"], "empty: expected a text, the file is empty"),
         ("tagger", ["--test", "x"], "--test: expected --data beside it"),
         ("shapes", ["--data", "/no/such/folder"], "expected two or more files LANGUAGE.txt"),
         ("seq2seq", ["--data", "/no/such/file"], "/no/such/file"),
         ("seq2seq", ["--data", "EMPTY"], "expected lines 'source<TAB>target'"),
+        ("seq2seq", ["--data", "NO_SOURCE"], "line 2: expected a source before the tab"),
+        ("seq2seq", ["--data", "REPEATED"], "of two different sources or more, got 1"),
     ],
 )
 def test_what_cannot_be_read_is_named(
     name: str, options: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "empty").touch()
-    options = [str(tmp_path / "empty") if word == "EMPTY" else word for word in options]
+    files = {"EMPTY": "", "NO_SOURCE": "a\tb\n\tab\n", "REPEATED": "a\tb\n" * 40}
+    for file, content in files.items():
+        (tmp_path / file.lower()).write_text(content)
+    options = [str(tmp_path / word.lower()) if word in files else word for word in options]
     module, sizes = TINY[name]
     assert module.main([*sizes.split(), *options]) == 2
     printed = capsys.readouterr().err
@@ -260,13 +298,17 @@ def test_training_warms_up_anneals_and_stops() -> None:
         def __iter__(self) -> Any:
             return steps()
 
-    losses = program.train(weight, Batches(), loss, steps=100, learning_rate=0.3, label="a line")
+    losses, seconds = program.train(
+        weight, Batches(), loss, steps=100, learning_rate=0.3, label="a line"
+    )
     assert len(losses) == 100
+    assert seconds > 0
     assert losses[-1] < 1e-2 < losses[0]
     moves = [abs(b - a) for a, b in itertools.pairwise(rates)]
     assert max(moves[:3]) < 0.1
     assert not weight.training
-    assert len(program.train(weight, Batches(), loss, steps=1, learning_rate=0.1, label="")) == 1
+    one = program.train(weight, Batches(), loss, steps=1, learning_rate=0.1, label="")
+    assert len(one.losses) == 1
 
 
 @pytest.mark.parametrize("score", ["none", "additive", "dot", "general"])

@@ -209,7 +209,7 @@ def test_checkpoint_goes_from_either_library_to_either(
 
 def test_text_too_short(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
     assert program("--batch", "5000") == 2
-    assert "error: text: expected at least 55000 characters" in capsys.readouterr().err
+    assert "error: text: expected at least 110000 characters" in capsys.readouterr().err
 
 
 def test_no_such_file(program: Program, capsys: pytest.CaptureFixture[str]) -> None:

@@ -352,8 +352,16 @@ def test_one_hot(tmp_path: Path, backend: str, capsys: pytest.CaptureFixture[str
     for row in results["step_seconds"].values():
         assert list(row) == (["numbers", *forms] if backend == "auto" else forms)
     assert (tmp_path / "one_hot-some.png").read_bytes().startswith(PNG)
-    models = read_checkpoint(tmp_path / "one_hot-some.pt")["models"]
-    fastrnn.LSTM(40, 6).load_state_dict(models["lstm"])
+    states = read_checkpoint(tmp_path / "one_hot-some.pt")["models"]
+    loaded = [one_hot.load(tmp_path / "one_hot-some.pt", each) for each in ("auto", "torch")]
+    for name, state in states.items():
+        for models in loaded:
+            own = models[name].state_dict()
+            assert own.keys() == state.keys()
+            assert all(torch.equal(own[key], state[key]) for key in state)
+    ours, theirs = ({name: type(each) for name, each in models.items()} for models in loaded)
+    assert set(ours.values()) == {fastrnn.LSTM, torch.nn.Embedding}
+    assert set(theirs.values()) == {torch.nn.LSTM, torch.nn.Embedding}
 
 
 def test_one_hot_notices_another_result(

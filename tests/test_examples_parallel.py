@@ -60,6 +60,16 @@ def test_two_processes_train_as_one(more: list[str], alone: Path, tmp_path: Path
         assert held_out_loss(model, streams) == pytest.approx(actual["held_out"], **close)
 
 
+def test_layers_of_torch(alone: Path, tmp_path: Path) -> None:
+    backend = ["--backend", "torch", "--data", __file__, *SIZES, "--out", str(tmp_path)]
+    assert char_lm_parallel.main(backend) == 0
+    assert results(tmp_path)["layers"] == "torch.nn"
+    bound = tolerance(torch.float32, STEPS * 10, 2 * 16, rows=4 * 10)
+    close = {"rel": bound["rtol"], "abs": bound["atol"]}
+    assert results(tmp_path)["losses"] == pytest.approx(results(alone)["losses"], **close)
+    assert (tmp_path / "char_lm_parallel.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_batch_must_be_divisible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,9 +25,15 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import fastrnn
-from fastrnn import use_backend
+from fastrnn import functional, use_backend
 
-COLUMNS = 7
+#: Looked up, and multiplied.
+COLUMNS, FEW = 7, 3
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "FEW_COLUMNS", FEW)
 
 
 def one_hot(case: Case) -> tuple[Arguments, Tensor]:
@@ -73,6 +79,7 @@ def cases() -> Iterator[Case]:
             yield Case(cell, dtype, input_size=COLUMNS, hidden_size=17, batch=9)
         yield Case(cell, input_size=COLUMNS, lengths="random", reset="random", bidirectional=True)
         yield Case(cell, input_size=400, hidden_size=9)  # more columns than numbers
+        yield Case(cell, input_size=FEW, bidirectional=True, layers=2, lengths="random")
         yield Case(cell, input_size=COLUMNS, bias=False, hx=False, recompute=True)
     yield Case("lstm", input_size=COLUMNS, proj_size=3, bidirectional=True, cell_states=True)
 
@@ -119,19 +126,22 @@ def test_reference_equals_one_hot(case: Case) -> None:
 
 
 MODULES = {
-    "rnn": lambda **kw: fastrnn.RNN(COLUMNS, 5, **kw),
-    "lstm": lambda **kw: fastrnn.LSTM(COLUMNS, 5, **kw),
-    "gru": lambda **kw: fastrnn.GRU(COLUMNS, 5, **kw),
-    "gru_reset_before": lambda **kw: fastrnn.GRU(COLUMNS, 5, reset_after=False, **kw),
+    "rnn": lambda columns=COLUMNS, **kw: fastrnn.RNN(columns, 5, **kw),
+    "lstm": lambda columns=COLUMNS, **kw: fastrnn.LSTM(columns, 5, **kw),
+    "gru": lambda columns=COLUMNS, **kw: fastrnn.GRU(columns, 5, **kw),
+    "gru_reset_before": lambda columns=COLUMNS, **kw: fastrnn.GRU(
+        columns, 5, reset_after=False, **kw
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+@pytest.mark.parametrize("columns", [FEW, COLUMNS])
 @pytest.mark.parametrize("name", MODULES)
-def test_modules(name: str, kind: torch.dtype) -> None:
-    module = MODULES[name](num_layers=2, batch_first=True)
-    indices = torch.randint(0, COLUMNS, (3, 4))
-    dense = nn.functional.one_hot(indices, COLUMNS).float()
+def test_modules(name: str, columns: int, kind: torch.dtype) -> None:
+    module = MODULES[name](columns, num_layers=2, batch_first=True)
+    indices = torch.randint(0, columns, (3, 4))
+    dense = nn.functional.one_hot(indices, columns).float()
     expected = module(dense)
     assert_close(module(indices.to(kind)), expected)
     with torch.no_grad():
@@ -148,6 +158,7 @@ def test_modules(name: str, kind: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "cell",
     [
+        fastrnn.RNNCell(FEW, 5),
         fastrnn.RNNCell(COLUMNS, 5),
         fastrnn.LSTMCell(COLUMNS, 5),
         fastrnn.GRUCell(COLUMNS, 5),
@@ -156,8 +167,8 @@ def test_modules(name: str, kind: torch.dtype) -> None:
     ids=lambda cell: str(cell),
 )
 def test_cells(cell: nn.RNNCellBase) -> None:
-    indices = torch.randint(0, COLUMNS, (4,))
-    dense = nn.functional.one_hot(indices, COLUMNS).float()
+    indices = torch.randint(0, cell.input_size, (4,))
+    dense = nn.functional.one_hot(indices, cell.input_size).float()
     state = cell(dense)
     assert_close(cell(indices), state)
     assert_close(cell(indices, state), cell(dense, state))

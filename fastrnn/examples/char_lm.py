@@ -1,6 +1,6 @@
 """A character language model, trained by fastrnn.LSTM and by torch.nn.LSTM side by side.
 
-``python -m fastrnn.examples.char_lm [--text PATH]`` trains the same model twice, from the same
+``python -m fastrnn.examples.char_lm [--data TEXT]`` trains the same model twice, from the same
 initial weights and on the same batches: truncated backpropagation through time with carried state
 and clipped gradients. The two take turns of a few steps, so that whatever else the machine does
 meets both. A third training, the control, shows how far rounding alone drives two such trainings
@@ -27,7 +27,15 @@ from torch import nn
 import fastrnn
 from fastrnn.problem import LayerInputs, Problem
 
-from .program import BACKENDS, execute, optional, positive, positive_float, pyplot
+from .program import (
+    common_parser,
+    execute,
+    optional,
+    parse_options,
+    positive,
+    positive_float,
+    pyplot,
+)
 from .text import Streams, Vocabulary, read_text, split
 from .training import (
     BLOCK,
@@ -45,18 +53,12 @@ CURVE_ROWS = 15
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m fastrnn.examples.char_lm",
-        description="Train a character LSTM with fastrnn and with torch.nn, side by side.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = common_parser(
+        "char_lm",
+        "Train a character LSTM with fastrnn and with torch.nn, side by side.",
+        data="text to learn (default: the sources of the standard library)",
+        aliases=["--text"],
     )
-    parser.add_argument(
-        "--text",
-        "--data",
-        type=Path,
-        help="text to learn (default: the sources of the standard library)",
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--seconds", type=positive_float, default=55.0, help="time for all trainings together"
@@ -69,10 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample", type=positive, default=400, help="characters to write")
     parser.add_argument("--prompt", default="\n", help="text the sample goes on from")
     parser.add_argument("--temperature", type=positive_float, default=0.7, help="of the sample")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="who serves fastrnn")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, control and sample")
-    parser.add_argument("--threads", type=positive, help="threads (default: as torch chooses)")
-    options = parser.parse_args(arguments)
+    options = parse_options(parser, arguments)
     if not options.prompt:
         parser.error("--prompt: expected at least one character")
     return options
@@ -203,13 +202,13 @@ def swap_libraries(
 
 def run(options: argparse.Namespace) -> list[str]:
     """Train, compare, print and write; returns what is wrong."""
-    text = read_text(options.text)
+    text = read_text(options.data)
     vocabulary = Vocabulary.of(text)
     streams, held_out_streams = split(vocabulary.encode(text), options.batch, options.window)
     learners = make_learners(vocabulary, options)
     ours, theirs, _ = learners
     print(
-        f"text        {options.text or 'sources of the standard library'}: {len(text):,} "
+        f"text        {options.data or 'sources of the standard library'}: {len(text):,} "
         f"characters, {len(vocabulary)} kinds\n"
         f"model       embedding, LSTM of {options.layers} x {options.hidden} units, linear: "
         f"{sum(p.numel() for p in ours.model.parameters()):,} parameters\n"

@@ -1,6 +1,6 @@
 """The character language model, trained by several processes, each on its part of the batch.
 
-``torchrun --nproc-per-node=2 -m fastrnn.examples.char_lm_parallel [--text PATH]`` starts two; the
+``torchrun --nproc-per-node=2 -m fastrnn.examples.char_lm_parallel [--data TEXT]`` starts two; the
 options of ``torchrun`` that name other machines spread them over those. Every process reads its own
 streams of the text and carries their state; gradients are averaged by
 ``torch.nn.parallel.DistributedDataParallel``, or with ``--sharded`` by
@@ -10,17 +10,16 @@ processes. The training is that of one process on the whole batch
 
 Nothing of this is fastrnn's own: its modules have ordinary parameters. Processes talk over gloo and
 compute on CPUs. Written to ``--out``: ``char_lm_parallel.pt``, a checkpoint that loads with either
-library's LSTM, and ``char_lm_parallel.json``, the loss of each step.
+library's LSTM (``training.load_checkpoint``), and the loss of each step as
+``char_lm_parallel.json`` and ``.png``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +30,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-import fastrnn
-
-from .program import optional, positive
+from . import pictures
+from .program import (
+    common_parser,
+    execute,
+    library,
+    optional,
+    parse_options,
+    positive,
+    write_results,
+)
 from .text import Streams, Vocabulary, read_text, split
 from .training import (
     HELD_OUT_WINDOWS,
@@ -45,23 +51,20 @@ from .training import (
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="torchrun --nproc-per-node=2 -m fastrnn.examples.char_lm_parallel",
-        description="Train a character LSTM on several processes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = common_parser(
+        "char_lm_parallel",
+        "Train a character LSTM on several processes.",
+        data="text to learn (default: the sources of the standard library)",
+        aliases=["--text"],
     )
-    parser.add_argument(
-        "--text", type=Path, help="text to learn (default: the sources of the standard library)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
+    parser.prog = "torchrun --nproc-per-node=2 -m fastrnn.examples.char_lm_parallel"
     parser.add_argument("--steps", type=positive, default=200, help="steps of training")
     parser.add_argument("--hidden", type=positive, default=256, help="hidden units of a layer")
     parser.add_argument("--layers", type=positive, default=1, help="layers of the LSTM")
     parser.add_argument("--batch", type=positive, default=32, help="streams of all processes")
     parser.add_argument("--window", type=positive, default=50, help="steps back through time")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.add_argument("--sharded", action="store_true", help="split the weights as well")
-    return parser.parse_args(arguments)
+    return parse_options(parser, arguments)
 
 
 def join() -> None:
@@ -137,50 +140,50 @@ def held_out_loss(loss_of: nn.Module, streams: Streams) -> float:
     return total / windows
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> list[str]:
+    started = time.perf_counter()
     processes = dist.get_world_size()
     if options.batch % processes:
         raise ValueError(f"--batch: expected a multiple of {processes} processes")
-    text = read_text(options.text)
+    text = read_text(options.data)
     vocabulary = Vocabulary.of(text)
     trained, held_out = map(own_part, split(vocabulary.encode(text), options.batch, options.window))
+    lstm_class = library(options.backend).LSTM
     sizes = (len(vocabulary), options.hidden, options.layers)
     torch.manual_seed(options.seed)  # the same weights in every process
-    loss_of = parallel(Loss(CharModel(fastrnn.LSTM, *sizes)), sharded=options.sharded)
+    loss_of = parallel(Loss(CharModel(lstm_class, *sizes)), sharded=options.sharded)
     start = time.perf_counter()
     losses = train(loss_of, trained, options.steps)
-    speed = options.steps * options.batch * options.window / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
     loss = held_out_loss(loss_of, held_out)
 
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(loss_of, options=whole)  # all processes take part
     if dist.get_rank() == 0:
-        options.out.mkdir(parents=True, exist_ok=True)
-        complete = Loss(CharModel(fastrnn.LSTM, *sizes))
+        complete = Loss(CharModel(lstm_class, *sizes))
         complete.load_state_dict(weights)
-        save_checkpoint(options.out / "char_lm_parallel.pt", complete.model, vocabulary)
+        path = options.out / options.program
         results = {"processes": processes, "losses": losses, "held_out": loss}
-        (options.out / "char_lm_parallel.json").write_text(json.dumps(results))
+        content = write_results(path.with_suffix(".json"), options, results, started=started)
+        save_checkpoint(path.with_suffix(".pt"), complete.model, vocabulary)
+        pictures.draw(options.program, path.with_suffix(".png"), content)
         print(
             f"{processes} processes of {torch.get_num_threads()} threads, "
             f"{'sharded' if options.sharded else 'replicated'} weights, {options.steps} steps\n"
-            f"held-out nats/char {loss:.6f}, training chars/s {speed:,.0f}\n"
-            f"written to {options.out}"
+            f"held-out nats/char {loss:.6f}, training chars/s "
+            f"{options.steps * options.batch * options.window / seconds:,.0f}\n"
+            f"written: {path}.json, .pt, .png"
         )
+    return []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 2: the program could not run as asked (no such file, a text too short)."""
     options = parse(arguments)
     join()
     try:
-        run(options)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return execute(options, run)
     finally:
         dist.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,15 +24,16 @@ from torch import Tensor
 
 from ..nn import NGramModel
 from ..nn.ngram import Smoothing
+from . import pictures
 from .program import (
     common_parser,
+    duration,
     execute,
     library,
     parse_options,
     positive,
     positive_float,
     print_table,
-    pyplot,
     read_checkpoint,
     size_of,
     smooth,
@@ -51,12 +52,13 @@ NGRAMS: tuple[tuple[int, Smoothing], ...] = (
     (1, "add-k"),
     (2, "add-k"),
     (3, "add-k"),
-    (1, "kneser-ney"),
     (2, "witten-bell"),
-    (2, "kneser-ney"),
     (3, "witten-bell"),
+    (2, "kneser-ney"),
     (3, "kneser-ney"),
     (5, "kneser-ney"),
+    (6, "kneser-ney"),
+    (7, "kneser-ney"),
 )
 #: The highest learning rate of each kind.
 LEARNING_RATES = {"RNN": 2e-3, "GRU": 4e-3, "LSTM": 6e-3}
@@ -121,21 +123,24 @@ def ngram_loss(model: NGramModel, streams: Streams) -> float:
     return -model.log_prob(streams.numbers)[:, 1:].mean().item()
 
 
-def row(name: str, size: int, loss: float) -> dict[str, Any]:
+def row(name: str, size: int, loss: float, seconds: float) -> dict[str, Any]:
     return {
         "model": name,
         "size": size,
         "nats": round(loss, 4),
         "perplexity": round(math.exp(loss), 3),
+        "seconds": round(seconds, 2),
     }
 
 
 def ngram_rows(numbers: Tensor, held_out: Streams, symbols: int) -> list[dict[str, Any]]:
     rows = []
     for order, smoothing in NGRAMS:
+        start = time.perf_counter()
         model = NGramModel(numbers, symbols, order, smoothing)
+        seconds = time.perf_counter() - start
         name = {1: "unigram", 2: "bigram", 3: "trigram"}.get(order, f"{order}-gram")
-        rows.append(row(f"{name}, {smoothing}", len(model), ngram_loss(model, held_out)))
+        rows.append(row(f"{name}, {smoothing}", len(model), ngram_loss(model, held_out), seconds))
     return rows
 
 
@@ -154,24 +159,6 @@ def load(path: Path, backend: str = "auto") -> tuple[dict[str, CharModel], Vocab
     return models, Vocabulary(checkpoint["vocabulary"])
 
 
-def draw(path: Path, curves: Mapping[str, Sequence[float]], rows: Sequence[dict[str, Any]]) -> None:
-    """Training curves, and the perplexities as bars."""
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for kind, losses in curves.items():
-        left.plot(*smooth(losses), label=NAMES[kind])
-    left.set(title="Training loss", xlabel="step", ylabel="nats per character")
-    left.legend()
-    colors = ["tab:gray" if "gram" in r["model"] else "tab:blue" for r in rows]
-    bars = right.barh([r["model"] for r in rows], [r["perplexity"] for r in rows], color=colors)
-    right.bar_label(bars, fmt="%.2f", padding=2)
-    right.invert_yaxis()
-    right.margins(x=0.12)
-    right.set(title="Held-out text", xlabel="perplexity per character")
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
 def run(options: argparse.Namespace) -> list[str]:
     started = time.perf_counter()
     text = read_text(options.data)
@@ -186,11 +173,11 @@ def run(options: argparse.Namespace) -> list[str]:
     rows = ngram_rows(counted, held_out, len(vocabulary))
 
     models: dict[str, CharModel] = {}
-    curves: dict[str, list[float]] = {}
+    curves = {}
     for kind in options.kinds:
         torch.manual_seed(options.seed)
         models[kind] = build(kind, config, options.backend)
-        curves[kind] = train(
+        training = train(
             models[kind],
             windows(streams),
             CarriedState(models[kind]),
@@ -199,12 +186,19 @@ def run(options: argparse.Namespace) -> list[str]:
             label=NAMES[kind],
         )
         loss = network_loss(models[kind], held_out)
-        rows.append(row(NAMES[kind], size_of(models[kind]), loss))
+        rows.append(row(NAMES[kind], size_of(models[kind]), loss, training.seconds))
+        curves[NAMES[kind]] = smooth(training.losses)
 
     print_table(
-        ("model", "counts or parameters", "nats/character", "perplexity"),
+        ("model", "counts or parameters", "nats/character", "perplexity", "learned in"),
         [
-            (r["model"], f"{r['size']:,}", f"{r['nats']:.3f}", f"{r['perplexity']:.2f}")
+            (
+                r["model"],
+                f"{r['size']:,}",
+                f"{r['nats']:.3f}",
+                f"{r['perplexity']:.2f}",
+                duration(r["seconds"]),
+            )
             for r in rows
         ],
     )
@@ -224,11 +218,12 @@ def run(options: argparse.Namespace) -> list[str]:
         "kinds_of_characters": len(vocabulary),
         "steps": options.steps,
         "rows": rows,
+        "curves": curves,
         "samples": samples,
     }
-    write_results(path.with_suffix(".json"), options, results, started=started)
+    content = write_results(path.with_suffix(".json"), options, results, started=started)
     write_checkpoint(path.with_suffix(".pt"), models, **config)
-    draw(path.with_suffix(".png"), curves, rows)
+    pictures.draw(options.program, path.with_suffix(".png"), content)
     print(f"\nwritten: {path}.json, .pt, .png")
     return []
 

@@ -16,10 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..functional import FEW_COLUMNS
+from . import pictures
 from .program import (
     common_parser,
     execute,
@@ -28,7 +31,7 @@ from .program import (
     parse_options,
     positive,
     print_table,
-    pyplot,
+    read_checkpoint,
     stem,
     write_checkpoint,
     write_results,
@@ -46,7 +49,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         data="text whose characters are the symbols (default: random ones)",
     )
     parser.add_argument(
-        "--symbols", nargs="+", type=positive, default=[32, 128, 512, 2048, 8192], metavar="N"
+        "--symbols",
+        nargs="+",
+        type=positive,
+        default=[32, 64, 128, 512, 2048, 8192],
+        metavar="N",
+        help="sizes to time",
     )
     parser.add_argument("--hidden", type=positive, default=128, help="units")
     parser.add_argument("--batch", type=positive, default=32, help="sequences")
@@ -69,20 +77,28 @@ def characters(options: argparse.Namespace, symbols: int) -> Tensor:
     return numbers.view(options.batch, options.length).t().contiguous()
 
 
+def modules(lstm_class: Callable[..., nn.Module], symbols: int, hidden: int) -> dict[str, Any]:
+    """An LSTM on symbols; an embedding, and the LSTM behind it."""
+    return {
+        "lstm": lstm_class(symbols, hidden),
+        "embedding": nn.Embedding(symbols, hidden),
+        "embedded_lstm": lstm_class(hidden, hidden),
+    }
+
+
 class Forms:
     """One LSTM and its symbols in three forms; each makes a step of training but the last part."""
 
     def __init__(self, options: argparse.Namespace, symbols: int) -> None:
         torch.manual_seed(options.seed)
-        lstm_class = library(options.backend).LSTM
         self.indices = characters(options, symbols)
-        self.lstm = lstm_class(symbols, options.hidden)
-        self.embedding = nn.Embedding(symbols, options.hidden)
-        self.embedded_lstm = lstm_class(options.hidden, options.hidden)
         self.symbols = symbols
+        self.modules = modules(library(options.backend).LSTM, symbols, options.hidden)
+        self.lstm, self.embedding, self.embedded_lstm = self.modules.values()
         self.takes_numbers = not type(self.lstm).__module__.startswith("torch.")
 
     def one_hot(self) -> Tensor:
+        """Vectors are made in every step: nobody keeps a text in so many times its size."""
         x = nn.functional.one_hot(self.indices, self.symbols).to(self.lstm.weight_ih_l0.dtype)
         return self._step(self.lstm, x)
 
@@ -126,16 +142,15 @@ def times(forms: Mapping[str, Callable[[], Tensor]], repeats: int) -> dict[str, 
     return {name: statistics.median(seconds) for name, seconds in measured.items()}
 
 
-def draw(path: Path, rows: Mapping[int, Mapping[str, float]]) -> None:
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name in next(iter(rows.values())):
-        axis.plot(list(rows), [1e3 * row[name] for row in rows.values()], "o-", label=name)
-    axis.set(xscale="log", yscale="log", xlabel="symbols", ylabel="ms, forward and backward")
-    axis.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+def load(path: Path, backend: str = "auto") -> dict[str, nn.Module]:
+    """The modules of a checkpoint, see ``modules``, on the LSTM of the library of one's choice."""
+    checkpoint = read_checkpoint(path)
+    symbols, hidden = checkpoint["symbols"], checkpoint["hidden"]
+    models = modules(library(backend).LSTM, symbols, hidden)
+    for name, model in models.items():
+        model.load_state_dict(checkpoint["models"][name])
+        model.eval()
+    return models
 
 
 def run(options: argparse.Namespace) -> list[str]:
@@ -154,22 +169,21 @@ def run(options: argparse.Namespace) -> list[str]:
         ["symbols", *next(iter(rows.values()))],
         [[f"{n}", *(f"{1e3 * s:.2f} ms" for s in row.values())] for n, row in rows.items()],
     )
-    name = stem(options)
-    draw(options.out / f"{name}.png", rows)
-    write_checkpoint(options.out / f"{name}.pt", {"lstm": forms.lstm, "embedding": forms.embedding})
-    write_results(
-        options.out / f"{name}.json",
-        options,
-        {
-            "hidden": options.hidden,
-            "batch": options.batch,
-            "length": options.length,
-            "step_seconds": {str(symbols): row for symbols, row in rows.items()},
-            "differences": {str(symbols): each for symbols, each in differences.items()},
-        },
-        started=started,
+    path = options.out / stem(options)
+    results = {
+        "hidden": options.hidden,
+        "batch": options.batch,
+        "length": options.length,
+        "multiplied_up_to": FEW_COLUMNS,
+        "step_seconds": {str(symbols): row for symbols, row in rows.items()},
+        "differences": {str(symbols): each for symbols, each in differences.items()},
+    }
+    content = write_results(path.with_suffix(".json"), options, results, started=started)
+    write_checkpoint(
+        path.with_suffix(".pt"), forms.modules, symbols=forms.symbols, hidden=options.hidden
     )
-    print(f"written to {options.out}/: {name}.json, {name}.png, {name}.pt")
+    pictures.draw(options.program, path.with_suffix(".png"), content)
+    print(f"written: {path}.json, .pt, .png")
     return wrong
 
 

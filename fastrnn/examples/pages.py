@@ -2,20 +2,24 @@
 
 A page names a result between two comments, and what stands between them is written from the JSON
 file of that name in ``results/``: the command, its tables, its picture. With a folder, the results
-that a program has written there are stored first. A test fails while a page differs from its file.
+that a program has written there are stored first. A test fails while a page, or a picture, differs
+from its file.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .program import span_label
+from . import pictures
+from .program import duration, span_label
 
 HERE = Path(__file__).resolve().parent
 DOCS, RESULTS = HERE / "docs", HERE / "results"
@@ -42,10 +46,16 @@ def percent(share: float) -> str:
 def language_models(content: Content) -> str:
     counted = content["characters"]
     rows = [
-        (r["model"], f"{r['size']:,}", f"{r['nats']:.3f}", f"{r['perplexity']:.2f}")
+        (
+            r["model"],
+            f"{r['size']:,}",
+            f"{r['nats']:.3f}",
+            f"{r['perplexity']:.2f}",
+            duration(r["seconds"]),
+        )
         for r in content["rows"]
     ]
-    header = ("model", "counts or parameters", "nats per character", "perplexity")
+    header = ("model", "counts or parameters", "nats per character", "perplexity", "learned in")
     quoted = "\n\n".join(
         f"{name}:\n\n```text\n{text.strip()}\n```" for name, text in content["samples"].items()
     )
@@ -56,28 +66,51 @@ def language_models(content: Content) -> str:
     )
 
 
+def lead(scores: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Difference of two means, and its standard error (Welch 1947)."""
+    variances = (statistics.variance(each) / len(each) for each in (scores, others))
+    return statistics.mean(scores) - statistics.mean(others), math.sqrt(sum(variances))
+
+
+def leads(content: Content) -> str:
+    """How far the models of the table are ahead of one another, where there are repeats."""
+    scores = {r["model"]: r["scores"] for r in content["rows"]}
+    pairs = [("LSTM", "vanilla RNN"), ("bidirectional LSTM", "LSTM")]
+    told = [
+        f"the {first} is ahead of the {second} by {100 * difference:.2f} ± {100 * error:.2f} points"
+        for first, second in pairs
+        if {first, second} <= scores.keys() and content["repeats"] > 1
+        for difference, error in [lead(scores[first], scores[second])]
+    ]
+    return (
+        f"\n\nDifferences of means, and their standard errors: {'; '.join(told)}." if told else ""
+    )
+
+
 def tagger(content: Content) -> str:
-    first = content["rows"][0]
-    columns = [key for key in first if key not in ("model", "size", "spread", "last_epoch_loss")]
+    columns = content["columns"]
     rows = [
         (
             r["model"],
             f"{r['size']:,}",
+            f"{r['rate']:g}",
             *(percent(r[column]) for column in columns),
             percent(r["spread"]),
+            duration(r["seconds"]),
         )
         for r in content["rows"]
     ]
     names = {"unknown_accuracy": "of unknown words", "f1": "F1"}
     shown = (names.get(column, column) for column in columns)
+    header = ("model", "parameters", "learning rate", *shown, "spread", "learned in")
     sentences, words = content["sentences"], content["words"]
     return (
         f"{sentences['trained']:,} sentences to learn from ({words['trained']:,} words), "
         f"{sentences['tested']:,} to test on ({words['tested']:,} words), "
         f"{content['kinds_of_labels']} labels; {content['epochs']} epochs. Means of "
         f"{content['repeats']} trainings; the spread is the standard deviation among them, of "
-        f"{'F1' if 'f1' in columns else 'accuracy'}.\n\n"
-        f"{table(('model', 'parameters', *shown, 'spread'), rows)}"
+        f"{'F1' if content['score'] == 'f1' else 'accuracy'}.\n\n"
+        f"{table(header, rows)}{leads(content)}"
     )
 
 
@@ -89,6 +122,7 @@ def seq2seq(content: Content) -> str:
         "greedy",
         f"beam of {content['beam']}",
         "wrong sequences, beam",
+        "learned in",
     )
     overall = [
         (
@@ -97,6 +131,7 @@ def seq2seq(content: Content) -> str:
             percent(r["greedy"]["error_rate"]),
             percent(r["beam"]["error_rate"]),
             percent(r["beam"]["wrong"]),
+            duration(r["seconds"]),
         )
         for r in rows
     ]
@@ -127,10 +162,11 @@ def shapes(content: Content) -> str:
             f"{r['value']:.3f}",
             r["baseline"],
             f"{r['of_baseline']:.3f}",
+            duration(r["seconds"]),
         )
         for r in content["rows"]
     ]
-    header = ("shape", "task", "measure", "network", "baseline", "of the baseline")
+    header = ("shape", "task", "measure", "network", "baseline", "of the baseline", "learned in")
     written = [(language, ", ".join(names)) for language, names in content["written"].items()]
     names = content["names"]
     source, target = content["date"]
@@ -259,6 +295,16 @@ def remedies(content: Content) -> str:
     )
 
 
+def crossover(content: Content) -> str:
+    """From which measured size on numbers cost less than vectors, as a sentence."""
+    few, rows = content["multiplied_up_to"], content["step_seconds"]
+    said = f"Up to {few} symbols the layer makes the vectors of numbers itself"
+    sizes = [int(size) for size in rows if int(size) > few]
+    dearer = [n for n in sizes if rows[str(n)]["numbers"] >= rows[str(n)]["one-hot vectors"]]
+    cheaper = [n for n in sizes if n > max(dearer, default=0)]
+    return f"{said}; from {min(cheaper):,} on, numbers cost less." if cheaper else f"{said}."
+
+
 def one_hot(content: Content) -> str:
     rows = content["step_seconds"]
     forms = next(iter(rows.values()))
@@ -266,10 +312,11 @@ def one_hot(content: Content) -> str:
         (f"{int(n):,}", *(f"{1e3 * s:.2f} ms" for s in row.values())) for n, row in rows.items()
     ]
     worst = max(content["differences"].values())
+    differ = f"differ by at most {worst:.0e} of the largest value" if worst else "are equal"
     sequences = f"{content['batch']} sequences of {content['length']} steps"
     return (
-        f"{content['hidden']} units, {sequences}. Outputs and gradients of the first two forms "
-        f"differ by at most {worst:.0e} of the largest value.\n\n"
+        f"{content['hidden']} units, {sequences}. At these sizes outputs and gradients of numbers "
+        f"and of one-hot vectors {differ}. {crossover(content)}\n\n"
         f"{table(('symbols', *forms), body)}"
     )
 
@@ -285,13 +332,25 @@ RENDERERS: dict[str, Callable[[Content], str]] = {
 }
 
 
+def program_of(name: str) -> str:
+    """The program that wrote a result: ``tagger`` wrote ``tagger-en_ewt-ud-dev-pos``."""
+    return name.partition("-")[0]
+
+
+def stored(name: str) -> Content:
+    """A result in ``results/``."""
+    content: Content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
 def section(name: str) -> str:
     """What a page says of one stored result."""
-    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    body = RENDERERS[name.partition("-")[0]](content)
+    content = stored(name)
+    body = RENDERERS[program_of(name)](content)
+    threads = f"{content['threads']} thread{'s' * (content['threads'] != 1)}"
     machine = (
         f"torch {content['torch']}, fastrnn {content['fastrnn']}, layers of `{content['layers']}`, "
-        f"{content['threads']} thread{'s' * (content['threads'] != 1)}."
+        f"{threads}{' of ' + content['cpu'] if 'cpu' in content else ''}."
     )
     return (
         f"\n```sh\n{content['command']}\n```\n\n{body}\n\n![{name}](../results/{name}.png)\n\n"
@@ -309,6 +368,18 @@ def named(page: str) -> list[str]:
     return [found["name"] for found in MARKED.finditer(page)]
 
 
+def is_current(name: str) -> bool:
+    """Whether the picture of a stored result shows this result, as it is drawn today."""
+    picture = RESULTS / f"{name}.png"
+    return picture.exists() and pictures.drawn_from(picture) == pictures.fingerprint(stored(name))
+
+
+def update_picture(name: str) -> None:
+    """Draw the picture of a stored result again, if it has become another."""
+    if program_of(name) in pictures.PICTURES and not is_current(name):
+        pictures.draw(program_of(name), RESULTS / f"{name}.png", stored(name))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     folders = sys.argv[1:] if arguments is None else list(arguments)
     for path in sorted(DOCS.glob("*.md")):
@@ -319,6 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     measured = Path(folder, name + ending)
                     if measured.exists():
                         shutil.copyfile(measured, RESULTS / measured.name)
+            update_picture(name)
         path.write_text(rewritten(page), encoding="utf-8")
     return 0
 

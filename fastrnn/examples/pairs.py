@@ -59,34 +59,48 @@ def read_pairs(path: Path) -> list[Pair]:
     pronunciation of a word.
 
     Raises:
-        ValueError: fewer than two pairs.
+        ValueError: a source is empty, or there are not two different ones.
     """
     pairs: list[Pair] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         source, tab, target = line.partition("\t")
         if tab:
+            if not source:
+                raise ValueError(f"{path}, line {number}: expected a source before the tab")
             pairs.append((list(source), list(target)))
             continue
         word, *phonemes = line.partition("#")[0].split() or [""]
         if phonemes and word.isalpha():
             pairs.append((list(word.lower()), [re.sub(r"\d$", "", p) for p in phonemes]))
-    if len(pairs) < 2:
+    different = len({tuple(source) for source, _ in pairs})
+    if different < 2:
         raise ValueError(
-            f"{path}: expected lines 'source<TAB>target' or 'word PH OH N EM', got {len(pairs)}"
+            f"{path}: expected lines 'source<TAB>target' or 'word PH OH N EM' of two different "
+            f"sources or more, got {different}"
         )
     return pairs
 
 
 def make_pairs(data: Path | None, seed: int, *, training: int, test: int) -> Pairs:
-    """Up to so many pairs to train and to test on, at random; never the same in both."""
+    """Up to so many pairs to train on, and those of so many sources to test on, at random.
+
+    No source is in both, whatever a file repeats.
+    """
     if data is None:
         pairs = generated_dates(training + test, seed)
         return Pairs(pairs[test:], pairs[:test], "letter")
-    pairs = read_pairs(data)
-    random.Random(seed).shuffle(pairs)
-    test = min(test, max(len(pairs) // 10, 1))
-    unit = "symbol" if any(len(symbol) > 1 for _, t in pairs for symbol in t) else "letter"
-    return Pairs(pairs[test : test + training], pairs[:test], unit)
+    by_source: dict[tuple[str, ...], list[Pair]] = {}
+    for pair in read_pairs(data):
+        by_source.setdefault(tuple(pair[0]), []).append(pair)
+    groups = list(by_source.values())
+    random.Random(seed).shuffle(groups)
+    test = min(test, max(len(groups) // 10, 1))
+    held_out, trained = (
+        [pair for group in part for pair in group] for part in (groups[:test], groups[test:])
+    )
+    several = any(len(symbol) > 1 for _, target in trained for symbol in target)
+    return Pairs(trained[:training], held_out, "symbol" if several else "letter")
 
 
 def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:

@@ -7,11 +7,12 @@ import importlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,15 +45,29 @@ def positive_float(text: str) -> float:
     return value
 
 
-def common_parser(name: str, description: str, *, data: str) -> argparse.ArgumentParser:
-    """A parser with the options that every program has; ``data`` says what ``--data`` takes."""
+class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that ends in the default, but for a None, which the text explains itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def common_parser(
+    name: str, description: str, *, data: str, aliases: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """A parser with the options that every program has.
+
+    Args:
+        data: what ``--data`` takes.
+        aliases: other names of that option.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m fastrnn.examples.{name}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpWithDefaults,
     )
     parser.set_defaults(program=name)
-    parser.add_argument("--data", type=Path, help=data)
+    parser.add_argument("--data", *aliases, type=Path, help=data)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     parser.add_argument(
         "--backend",
@@ -161,6 +176,11 @@ def batches_by_length(
     return DataLoader(cast(Dataset[Any], dataset), batch_sampler=buckets, collate_fn=collate)
 
 
+class Training(NamedTuple):
+    losses: list[float]  # of each step
+    seconds: float
+
+
 def train(
     model: nn.Module,
     batches: Iterable[Any],
@@ -170,7 +190,7 @@ def train(
     learning_rate: float,
     label: str,
     max_gradient_norm: float = 1.0,
-) -> list[float]:
+) -> Training:
     """Adam with clipped gradients, warmed up and annealed over all steps (Smith and Topin 2018).
 
     Args:
@@ -181,9 +201,6 @@ def train(
         learning_rate: the highest.
         label: of the progress bar.
         max_gradient_norm: of all gradients together.
-
-    Returns:
-        The loss of each step.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     # The schedule divides by the steps of its warm-up but one: fewer than 20 do not come to an end.
@@ -192,6 +209,7 @@ def train(
     )
     losses: list[float] = []
     model.train()
+    start = time.perf_counter()
     # disable=None: only on a terminal
     with optional("tqdm").tqdm(total=steps, desc=label, unit="step", disable=None) as bar:
         while len(losses) < steps:
@@ -208,7 +226,7 @@ def train(
                 if len(losses) == steps:
                     break
     model.eval()
-    return losses
+    return Training(losses, time.perf_counter() - start)
 
 
 def last_epoch_loss(losses: Sequence[float], epochs: int) -> float:
@@ -222,7 +240,7 @@ def last_epoch_loss(losses: Sequence[float], epochs: int) -> float:
 
 def stem(options: argparse.Namespace, *more: str) -> str:
     """Name of the files of a run, by program and data: ``tagger-en_ewt-ud-dev``."""
-    data = [options.data.stem] if options.data else []
+    data = [options.data.stem.replace(".", "_")] if options.data else []  # a suffix is to come
     return "-".join([options.program, *data, *more])
 
 
@@ -253,13 +271,26 @@ def command_line(arguments: Sequence[str], options: argparse.Namespace) -> str:
     return " ".join(words)
 
 
+def processor() -> str:
+    """What the maker of the CPU calls it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
 def write_results(
     path: Path, options: argparse.Namespace, results: Mapping[str, Any], *, started: float
-) -> None:
+) -> dict[str, Any]:
     """What was measured, as JSON, beside the command and what it ran on.
 
     Args:
         started: ``time.perf_counter()`` at the start of the program.
+
+    Returns:
+        What the file holds, as one reads it.
     """
     content = {
         "command": command_line(options.arguments, options),
@@ -267,12 +298,18 @@ def write_results(
         "fastrnn": fastrnn.__version__,
         "torch": str(torch.__version__),
         "system": f"{platform.system()} {platform.machine()}",
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - started, 1),
         **results,
     }
+    text = json.dumps(content, indent=1)
+    # Rows of a curve, of a matrix: a line each, not one for every number.
+    text = re.sub(r"\[\n[\s\d.,e+-]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def pyplot() -> Any:
@@ -281,18 +318,24 @@ def pyplot() -> Any:
     return optional("matplotlib.pyplot")
 
 
-def smooth(values: Sequence[float], pieces: int = 200) -> tuple[list[float], list[float]]:
+def smooth(values: Sequence[float], pieces: int = 200) -> list[list[float]]:
     """Steps and means of up to so many pieces of a curve, for drawing."""
     size = max(1, len(values) // pieces)
     means = [
         sum(piece) / len(piece)
         for piece in (values[k : k + size] for k in range(0, len(values), size))
     ]
-    return [size * (k + 0.5) for k in range(len(means))], means
+    steps = [size * (k + 0.5) for k in range(len(means))]
+    return [steps, [round(mean, 4) for mean in means]]
 
 
 def span_label(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
+
+
+def duration(seconds: float) -> str:
+    """As exact as anybody would say it."""
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

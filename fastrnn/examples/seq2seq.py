@@ -22,11 +22,13 @@ from typing import Any
 import torch
 
 from ..nn import SymbolTable
+from . import pictures
 from .encoder_decoder import NO_ATTENTION, SCORES, SPECIALS, EncoderDecoder, collate
 from .pairs import Pair, error_rates, make_pairs
 from .program import (
     batches_by_length,
     common_parser,
+    duration,
     execute,
     last_epoch_loss,
     library,
@@ -34,7 +36,6 @@ from .program import (
     positive,
     positive_float,
     print_table,
-    pyplot,
     read_checkpoint,
     size_of,
     span_label,
@@ -55,7 +56,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "Error rates of an encoder and a decoder, with and without attention.",
         data="pairs, as cmudict.dict or 'source<TAB>target' (default: dates)",
     )
-    parser.add_argument("--scores", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument(
+        "--scores", nargs="+", choices=MODELS, default=list(MODELS), help="of attention"
+    )
     parser.add_argument("--pairs", type=positive, default=4000, help="pairs to train on, at most")
     parser.add_argument("--test-pairs", type=positive, default=500, help="pairs to test on")
     parser.add_argument("--epochs", type=positive, default=6, help="of each training")
@@ -147,7 +150,7 @@ def evaluate(
 @torch.inference_mode()
 def attention_map(
     model: EncoderDecoder, tables: Tables, source: list[str], limit: int
-) -> tuple[list[str], torch.Tensor] | None:
+) -> dict[str, Any] | None:
     """The symbols a model writes for a source, with its end, and the weights of each."""
     batch = collate([(tables[0].encode(source), tables[1].encode([]))])
     (best,) = model.translate(batch.source, batch.source_lengths, max_length=limit)
@@ -156,42 +159,8 @@ def attention_map(
     _, weights = model(batch.source, batch.source_lengths, batch.inputs)
     if weights is None:
         return None
-    return [*tables[1].decode(written), "end"], weights[0]
-
-
-def draw(
-    path: Path,
-    models: Mapping[str, EncoderDecoder],
-    tables: Tables,
-    rows: Sequence[dict[str, Any]],
-    source: list[str],
-    limit: int,
-) -> None:
-    """Heat maps of all attentions on one source, and error rates by length."""
-    plt = pyplot()
-    maps = {score: attention_map(model, tables, source, limit) for score, model in models.items()}
-    shown = {score: found for score, found in maps.items() if found is not None}
-    figure, axes = plt.subplots(
-        1, len(shown) + 1, figsize=(4.2 * (len(shown) + 1), 4), layout="constrained"
-    )
-    axes = [axes] if not shown else list(axes)
-    for axis, (score, (written, weights)) in zip(axes, shown.items(), strict=False):
-        axis.imshow(weights.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        axis.set_xticks(range(len(source)), source)
-        axis.set_yticks(range(len(written)), written)
-        axis.set(title=f"attention, {score} score")
-    for row in rows:
-        groups = row["by_length"]
-        axes[-1].plot(
-            [span_label(group["first"], group["last"]) for group in groups],
-            [100 * group["error_rate"] for group in groups],
-            marker="o",
-            label=row["score"],
-        )
-    axes[-1].set(title="Error rate, %", xlabel="symbols of the source", ylim=(0, None))
-    axes[-1].legend(title="attention")
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    rounded = [[round(weight, 4) for weight in row] for row in weights[0].tolist()]
+    return {"written": [*tables[1].decode(written), "end"], "weights": rounded}
 
 
 def run(options: argparse.Namespace) -> list[str]:
@@ -218,7 +187,7 @@ def run(options: argparse.Namespace) -> list[str]:
             encoded, [len(s) for s, _ in encoded], options.batch, generator, collate
         )
         model = models[score] = build(score, config, options.backend)
-        losses = train(
+        trained = train(
             model,
             batches,
             model.loss,
@@ -231,7 +200,8 @@ def run(options: argparse.Namespace) -> list[str]:
             {
                 "score": score,
                 "size": size_of(model),
-                "last_epoch_loss": last_epoch_loss(losses, options.epochs),
+                "last_epoch_loss": last_epoch_loss(trained.losses, options.epochs),
+                "seconds": round(trained.seconds, 2),
                 **scores,
             }
         )
@@ -243,6 +213,7 @@ def run(options: argparse.Namespace) -> list[str]:
             "greedy",
             f"beam {options.beam}",
             "wrong sequences",
+            "learned in",
             *(span_label(g["first"], g["last"]) for g in rows[0]["by_length"]),
         ),
         [
@@ -257,6 +228,7 @@ def run(options: argparse.Namespace) -> list[str]:
                         row["beam"]["wrong"],
                     )
                 ),
+                duration(row["seconds"]),
                 *(f"{100 * g['error_rate']:.2f} %" for g in row["by_length"]),
             )
             for row in rows
@@ -272,17 +244,19 @@ def run(options: argparse.Namespace) -> list[str]:
 
     path = options.out / stem(options)
     shown = list(options.show) if options.show else max(sources, key=len)
+    maps = {score: attention_map(model, tables, shown, limit) for score, model in models.items()}
     results = {
         "pairs": {"trained": len(pairs.training), "tested": len(pairs.test)},
         "unit": pairs.unit,
         "epochs": options.epochs,
         "beam": options.beam,
         "shown": "".join(shown),
+        "attention": {score: found for score, found in maps.items() if found},
         "rows": rows,
     }
-    write_results(path.with_suffix(".json"), options, results, started=started)
+    content = write_results(path.with_suffix(".json"), options, results, started=started)
     write_checkpoint(path.with_suffix(".pt"), models, **config)
-    draw(path.with_suffix(".png"), models, tables, rows, shown, limit)
+    pictures.draw(options.program, path.with_suffix(".png"), content)
     print(f"written: {path}.json, .pt, .png")
     return []
 

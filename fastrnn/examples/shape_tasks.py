@@ -18,7 +18,7 @@ from . import encoder_decoder
 from .encoder_decoder import EncoderDecoder
 from .names import BEGIN, END, PAD, WAVES, Names, majority, make_signals
 from .pairs import error_rates, generated_dates
-from .program import batches_by_length, last_hidden, run_layers, train
+from .program import Training, batches_by_length, last_hidden, run_layers, train
 
 EMBEDDING = 32
 IGNORED = -100
@@ -46,8 +46,8 @@ class Outcome(NamedTuple):
     model: nn.Module
     arguments: tuple[int, ...]
     row: dict[str, Any]
-    losses: list[float]
-    more: Any = None  # for the picture
+    training: Training
+    more: Any = None  # for the page and its picture
 
 
 def as_row(
@@ -107,7 +107,7 @@ def one_to_one(task: Task) -> Outcome:
     arguments = (len(letters), task.hidden)
     model = NextLetter(task.library, *arguments)
     batches = DataLoader(TensorDataset(pairs), 256, shuffle=True, generator=generator)
-    losses = train(
+    training = train(
         model,
         batches,
         lambda batch: cross_entropy(model(batch[0][:, 0]), batch[0][:, 1]),
@@ -120,7 +120,7 @@ def one_to_one(task: Task) -> Outcome:
     row = as_row(
         "one to one", "next letter", "nats/letter", loss, "bigram counts", bigram_loss(task.names)
     )
-    return Outcome(model, arguments, row, losses)
+    return Outcome(model, arguments, row, training)
 
 
 # One to many.
@@ -190,7 +190,7 @@ def one_to_many(task: Task) -> Outcome:
     arguments = (len(letters), len(names.languages), 2 * task.hidden)
     model = NameWriter(task.library, *arguments)
     batches = name_batches(names, generator, lambda part: writing_batch(part, letters))
-    losses = train(
+    training = train(
         model,
         batches,
         lambda batch: name_loss(model, batch),
@@ -204,7 +204,7 @@ def one_to_many(task: Task) -> Outcome:
     row = as_row(
         "one to many", "a language's names", "nats/letter", loss, "bigram counts", baseline
     )
-    return Outcome(model, arguments, row, losses, write_some(model, names, generator))
+    return Outcome(model, arguments, row, training, write_some(model, names, generator))
 
 
 def write_some(
@@ -260,7 +260,7 @@ def many_to_one(task: Task) -> Outcome:
     arguments = (len(letters), len(names.languages), 2 * task.hidden)
     model = NameReader(task.library, *arguments)
     batches = name_batches(names, generator, lambda part: reading_batch(part, letters))
-    losses = train(
+    training = train(
         model,
         batches,
         lambda batch: cross_entropy(model(batch[0], batch[1]), batch[2]),
@@ -282,7 +282,7 @@ def many_to_one(task: Task) -> Outcome:
         "most frequent language",
         majority(languages.tolist()),
     )
-    return Outcome(model, arguments, row, losses, taken_for)
+    return Outcome(model, arguments, row, training, taken_for.tolist())
 
 
 # Many to many, aligned.
@@ -331,7 +331,7 @@ def many_to_many_aligned(task: Task) -> Outcome:
         def loss(batch: Sequence[Tensor], model: nn.Module = model) -> Tensor:
             return cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
 
-        losses = train(
+        training = train(
             model,
             batches,
             loss,
@@ -351,7 +351,12 @@ def many_to_many_aligned(task: Task) -> Outcome:
         "from the frame alone",
         accuracies[0],
     )
-    return Outcome(models[1], arguments, row, losses, (test[0, :, 0], truth[0], found[0]))
+    first = {
+        "values": [round(value, 4) for value in test[0, :, 0].tolist()],
+        "truth": truth[0].tolist(),
+        "found": found[0].tolist(),
+    }
+    return Outcome(models[1], arguments, row, training, first)
 
 
 # Many to many, unaligned.
@@ -366,17 +371,17 @@ def many_to_many_unaligned(task: Task) -> Outcome:
     generator = task.generator()
     test_size = max(task.dates // 10, 1)
     pairs = generated_dates(task.dates + test_size, task.seed)
-    training, test = pairs[test_size:], pairs[:test_size]
+    trained, test = pairs[test_size:], pairs[:test_size]
     tables = [
-        SymbolTable.of((p[side] for p in training), encoder_decoder.SPECIALS) for side in (0, 1)
+        SymbolTable.of((p[side] for p in trained), encoder_decoder.SPECIALS) for side in (0, 1)
     ]
-    encoded = [(tables[0].encode(s), tables[1].encode(t)) for s, t in training]
+    encoded = [(tables[0].encode(s), tables[1].encode(t)) for s, t in trained]
     batches = batches_by_length(
         encoded, [len(source) for source, _ in encoded], 64, generator, encoder_decoder.collate
     )
     arguments = (len(tables[0]), len(tables[1]), 2 * task.hidden)
     model = date_translator(task.library, *arguments)
-    losses = train(
+    training = train(
         model,
         batches,
         model.loss,
@@ -388,7 +393,7 @@ def many_to_many_unaligned(task: Task) -> Outcome:
     found = model.translate(batch.source, batch.source_lengths, max_length=12)
     written = [tables[1].decode(hypothesis.tokens) for hypothesis in found]
     rates = error_rates([target for _, target in test], written)
-    first = [training[0][1]] * len(test)  # one right answer, whatever was asked
+    first = [trained[0][1]] * len(test)  # one right answer, whatever was asked
     row = as_row(
         "many to many, unaligned",
         "dates",
@@ -397,4 +402,4 @@ def many_to_many_unaligned(task: Task) -> Outcome:
         "always the same date",
         error_rates([target for _, target in test], first)["error_rate"],
     )
-    return Outcome(model, arguments, row, losses, ("".join(test[0][0]), "".join(written[0])))
+    return Outcome(model, arguments, row, training, ("".join(test[0][0]), "".join(written[0])))

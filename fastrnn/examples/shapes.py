@@ -20,21 +20,22 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
 
-from .names import WAVES, make_names
+from . import pictures
+from .names import make_names
 from .program import (
     common_parser,
+    duration,
     execute,
     last_epoch_loss,
     library,
     parse_options,
     positive,
     print_table,
-    pyplot,
     read_checkpoint,
     stem,
     write_checkpoint,
@@ -95,37 +96,6 @@ def load(path: Path, backend: str = "auto") -> dict[str, nn.Module]:
     return models
 
 
-def draw(path: Path, outcomes: Mapping[str, Outcome], languages: Sequence[str]) -> None:
-    """Which language is taken for which, and a signal with its labels."""
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(13, 4.5), layout="constrained", width_ratios=(1, 1.6)
-    )
-    taken_for = outcomes["many_to_one"].more.double()
-    shares = taken_for / taken_for.sum(1, keepdim=True).clamp(min=1)
-    left.imshow(shares.numpy(), cmap="viridis", vmin=0, vmax=1)
-    left.set_xticks(range(len(languages)), languages, rotation=90)
-    left.set_yticks(range(len(languages)), languages)
-    left.set(title="Many to one: share of a language's names", xlabel="taken for", ylabel="is")
-
-    signal, truth, found = (tensor.numpy() for tensor in outcomes["many_to_many_aligned"].more)
-    right.plot(signal, color="tab:gray", linewidth=1)
-    for height, labels, name in ((-2.0, truth, "truth"), (-2.6, found, "found")):
-        right.scatter(
-            range(len(labels)),
-            [height] * len(labels),
-            c=labels,
-            cmap="tab10",
-            vmax=9,
-            marker="s",
-            s=14,
-        )
-        right.text(len(labels) + 1, height, name, va="center")
-    right.set(title=f"Many to many, aligned: {', '.join(WAVES)}", xlabel="frame")
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
-
 def run(options: argparse.Namespace) -> list[str]:
     started = time.perf_counter()
     names = make_names(options.data, options.seed)
@@ -140,11 +110,15 @@ def run(options: argparse.Namespace) -> list[str]:
     )
     outcomes = {shape: function(task) for shape, function in SHAPES.items()}
     rows = [
-        {**outcome.row, "last_epoch_loss": last_epoch_loss(outcome.losses, options.epochs)}
+        {
+            **outcome.row,
+            "last_epoch_loss": last_epoch_loss(outcome.training.losses, options.epochs),
+            "seconds": round(outcome.training.seconds, 2),
+        }
         for outcome in outcomes.values()
     ]
     print_table(
-        ("shape", "task", "measure", "network", "baseline", "of the baseline"),
+        ("shape", "task", "measure", "network", "baseline", "of the baseline", "learned in"),
         [
             (
                 r["shape"],
@@ -153,6 +127,7 @@ def run(options: argparse.Namespace) -> list[str]:
                 f"{r['value']:.3f}",
                 r["baseline"],
                 f"{r['of_baseline']:.3f}",
+                duration(r["seconds"]),
             )
             for r in rows
         ],
@@ -169,15 +144,17 @@ def run(options: argparse.Namespace) -> list[str]:
         "epochs": options.epochs,
         "rows": rows,
         "written": written,
+        "taken_for": outcomes["many_to_one"].more,
+        "signal": outcomes["many_to_many_aligned"].more,
         "date": outcomes["many_to_many_unaligned"].more,
     }
-    write_results(path.with_suffix(".json"), options, results, started=started)
+    content = write_results(path.with_suffix(".json"), options, results, started=started)
     write_checkpoint(
         path.with_suffix(".pt"),
         {shape: outcome.model for shape, outcome in outcomes.items()},
         arguments={shape: outcome.arguments for shape, outcome in outcomes.items()},
     )
-    draw(path.with_suffix(".png"), outcomes, names.languages)
+    pictures.draw(options.program, path.with_suffix(".png"), content)
     print(f"written: {path}.json, .pt, .png")
     return []
 

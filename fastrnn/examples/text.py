@@ -29,16 +29,23 @@ def standard_library_text() -> str:
         parts.append(path.read_text(encoding="utf-8", errors="replace"))
         size += len(parts[-1])
     if not parts:
-        raise ValueError(f"text: no Python sources in {folder}; name a file with --text")
+        raise ValueError(f"text: no Python sources in {folder}; name a file with --data")
     return "".join(parts)
 
 
 def read_text(path: Path | None) -> str:
-    """The text to learn: a file, or the standard library's sources; cut to a few megabytes."""
+    """The text to learn: a file, or the standard library's sources; cut to a few megabytes.
+
+    Raises:
+        ValueError: the file is empty.
+    """
     if path is None:
         return standard_library_text()[:MAX_CHARACTERS]
     with path.open(encoding="utf-8", errors="replace") as file:
-        return file.read(MAX_CHARACTERS)
+        text = file.read(MAX_CHARACTERS)
+    if not text:
+        raise ValueError(f"{path}: expected a text, the file is empty")
+    return text
 
 
 class Vocabulary:
@@ -110,8 +117,18 @@ class Streams:
 
 
 def split(numbers: Tensor, batch: int, steps: int) -> tuple[Streams, Streams]:
-    """Training streams, and the streams of the held-out end of the text."""
-    held_out = max(int(numbers.numel() * HELD_OUT_FRACTION), batch * (steps + 1))
+    """Training streams, and the streams of the held-out end of the text.
+
+    Raises:
+        ValueError: the text is too short for a window of each.
+    """
+    window = batch * (steps + 1)
+    if numbers.numel() < 2 * window:
+        raise ValueError(
+            f"text: expected at least {2 * window} characters, to learn from and held out, for "
+            f"{batch} streams of {steps} steps each, got {numbers.numel()}"
+        )
+    held_out = max(int(numbers.numel() * HELD_OUT_FRACTION), window)
     return (
         Streams.of(numbers[:-held_out], batch, steps),
         Streams.of(numbers[-held_out:], batch, steps),
