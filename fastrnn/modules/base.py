@@ -19,6 +19,7 @@ from ..functional import are_indices, sequence, zeros_of_packed
 from . import _autocast
 from ._dispatch import (
     TorchForward,
+    leaf_of_fx,
     recorded,
     refuse_jit_script,
     refuse_jit_trace,
@@ -104,6 +105,9 @@ class SequenceModule(FromTorch, nn.RNNBase):
             result = self._run_directly(input, hx, lengths)
             if result is not None:
                 return result
+        node = leaf_of_fx(self, input, hx, lengths=lengths, reset=reset)
+        if node is not None:
+            return node
         self._update_flat_weights()
         # Weights are read at each call, and never kept in another form: writes through .data,
         # numpy or another process go unnoticed by any cache.

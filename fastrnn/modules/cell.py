@@ -21,6 +21,7 @@ from ..functional import are_indices, look_up
 from ..problem import LayerInputs
 from ._dispatch import (
     TorchForward,
+    leaf_of_fx,
     recorded,
     refuse_jit_script,
     refuse_jit_trace,
@@ -108,11 +109,14 @@ class CellModule(FromTorch, nn.RNNCellBase):
         return remove_dims(outputs.h_n), None if c_n is None else remove_dims(c_n)
 
     def _step_directly(self, cell: str, input: Tensor, hx: Any) -> Any:
-        """The result of a plain call that nothing but its caller looks at, or None."""
-        direct = backends.direct()
-        if direct is None:
-            return None
-        return direct.step(self.__dict__, input, hx, *DIRECT_CELL[cell], num_threads())
+        """The result of a plain call that nothing but its caller looks at, or None.
+
+        Of a call that torch.fx traces, its node.
+        """
+        result, direct = None, backends.direct()
+        if direct is not None:
+            result = direct.step(self.__dict__, input, hx, *DIRECT_CELL[cell], num_threads())
+        return leaf_of_fx(self, input, hx) if result is None else result
 
     def _weights(self) -> Weights:
         """The weights as they are now, without the search of ``Module.__getattr__`` if possible."""
