@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from . import onnx_export
 from .autograd import layer
 from .cells import NONLINEARITIES
 from .problem import LayerInputs, LayerOutputs
@@ -360,7 +361,8 @@ def look_up(
         weights: of the layer, and then of any others.
 
     Returns:
-        ``(*indices.shape, D*G*H)`` and the weights, see ``LayerInputs.x``.
+        ``(*indices.shape, D*G*H)`` and the weights, see ``LayerInputs.x``. For ONNX, which has no
+        such layer, the one-hot vectors and the weights as they are.
 
     Raises:
         IndexError: a value is not a column of weight_ih.
@@ -368,6 +370,9 @@ def look_up(
     places = [d * per_direction for d in range(directions)]
     rows = indices.reshape(-1)
     columns = weights[0].shape[1] if weights and weights[0].dim() == 2 else 0
+    if onnx_export.is_exporting():
+        vectors = torch.nn.functional.one_hot(indices.long(), columns)
+        return vectors.to(weights[0].dtype), list(weights)
     if rows.numel() and not (rows.is_cuda or rows.is_meta or torch.compiler.is_compiling()):
         low, high = (int(bound) for bound in torch.aminmax(rows))
         if low < 0 or high >= columns:

@@ -306,6 +306,16 @@ class SequenceModule(FromTorch, nn.RNNBase):
         extra = super().extra_repr()
         return f"{extra}, recompute=True" if self.recompute else extra
 
+    def _slow_forward(self, *input: Any, **kwargs: Any) -> Any:
+        """What calls forward while torch.jit traces.
+
+        The exporter to ONNX that does so gives the defaults of all arguments by position, those of
+        lengths and reset too, which have none.
+        """
+        if torch.onnx.is_in_onnx_export() and all(default is None for default in input[2:]):
+            input = input[:2]
+        return super()._slow_forward(*input, **kwargs)
+
     def __prepare_scriptable__(self) -> None:
         """What torch.jit.script asks for instead of a module that it cannot compile."""
         refuse_jit_script(type(self).__name__)
