@@ -113,19 +113,30 @@ class SequenceModule(FromTorch, nn.RNNBase):
         # numpy or another process go unnoticed by any cache.
         weights: list[Tensor] = self._flat_weights  # type: ignore[assignment]
         if isinstance(input, PackedSequence):
+            x = input.data
             self._check_states_of_packed(input, hx)
-        x = input.data if isinstance(input, PackedSequence) else input
+        else:
+            x = input
+            rank = x.dim() + are_indices(x, 2)
+            if rank not in (2, 3):
+                raise ValueError(self._rank_message.format(rank))
         states = () if hx is None else self._states(hx)
         if has_torch_function((x, *states, *weights)):
             options = self._options(input, lengths, reset)
             if seen_by_torch_function((x, *states, *weights), options=options):
                 return self._torch_forward(input, hx)
         dtypes = None
-        if recorded() or (_is_any_autocast_enabled() and not torch.compiler.is_exporting()):
+        dense = all(isinstance(w, Tensor) and w.layout is torch.strided for w in weights)
+        if (
+            not dense
+            or recorded()
+            or (_is_any_autocast_enabled() and not torch.compiler.is_exporting())
+        ):
             options = self._options(input, lengths, reset)
             if options is None:
                 cell, projected = CELL_OF_MODE[self.mode], self.proj_size > 0
-                dtypes = _autocast.dtypes(cell, input, states, weights, projected=projected)
+                if dense:
+                    dtypes = _autocast.dtypes(cell, input, states, weights, projected=projected)
                 if dtypes is None:
                     if self.recompute and not recorded():  # nobody records a backward
                         return checkpoint(self._torch_forward, input, hx, use_reentrant=False)
@@ -135,13 +146,10 @@ class SequenceModule(FromTorch, nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx, weights, lengths, reset, dtypes)
 
-        x = self._described(x, 2)
-        rank = x.dim()
-        if rank not in (2, 3):
-            raise ValueError(self._rank_message.format(rank))
         for state in states:
             if state.dim() != rank:
                 raise RuntimeError(self._state_rank_message(rank, states))
+        x = self._described(x, 2)
         if rank == 3:
             self._check(x, hx, None)
         else:

@@ -71,10 +71,10 @@ class CellModule(FromTorch, nn.RNNCellBase):
             state_shape = (*input.shape[:-1], w_hh.shape[-1])
             if (
                 input.shape[-1] != w_ih.shape[-1]
-                or input.dtype != w_ih.dtype
-                or not _is_state(h, state_shape)
-                or not _is_state(c, state_shape)
-                or (c is not None and c.dtype != input.dtype)
+                or not _is_like(w_ih, input)
+                or not _is_like(w_hh, input)
+                or not _is_state(h, state_shape, input)
+                or not _is_state(c, state_shape, input)
                 or self.hidden_size == 0
                 or (b_ih is None) is not (b_hh is None)
             ):
@@ -139,8 +139,19 @@ class CellModule(FromTorch, nn.RNNCellBase):
             raise ValueError(f"{cell}: Expected {name} to be 1D or 2D, got {rank}D instead")
 
 
-def _is_state(state: Tensor | None, shape: tuple[int, ...]) -> bool:
-    return state is None or (isinstance(state, Tensor) and state.shape == shape)
+def _is_like(tensor: Tensor, input: Tensor) -> bool:
+    """Whether both are dense, of the same dtype and on the same device."""
+    return (
+        tensor.layout is input.layout is torch.strided
+        and tensor.dtype == input.dtype
+        and tensor.device == input.device
+    )
+
+
+def _is_state(state: Tensor | None, shape: tuple[int, ...], input: Tensor) -> bool:
+    return state is None or (
+        isinstance(state, Tensor) and state.shape == shape and _is_like(state, input)
+    )
 
 
 def _from_vector(tensor: Tensor) -> Tensor:
