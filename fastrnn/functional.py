@@ -39,7 +39,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import onnx_export
 from .autograd import layer
 from .cells import NONLINEARITIES
-from .problem import LayerInputs, LayerOutputs
+from .problem import LayerInputs, LayerOutputs, is_concrete
 
 Output = Tensor | PackedSequence
 
@@ -373,7 +373,7 @@ def look_up(
     if onnx_export.is_exporting():
         vectors = torch.nn.functional.one_hot(indices.long(), columns)
         return vectors.to(weights[0].dtype), list(weights)
-    if rows.numel() and not (rows.is_cuda or rows.is_meta or torch.compiler.is_compiling()):
+    if rows.numel() and not rows.is_cuda and is_concrete(rows):
         low, high = (int(bound) for bound in torch.aminmax(rows))
         if low < 0 or high >= columns:
             raise IndexError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import BACKENDS
 from contract import (
     CELLS,
     FASTRNN,
@@ -62,18 +63,32 @@ def test_autocast(kind: str, how: str, layers: int) -> None:
         assert_same(found[name], gradient, rows=10, dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
-def test_backward_under_autocast(kind: str) -> None:
-    """Forward outside, backward inside, as when a training loop wraps too much."""
-    ours, theirs = pair(kind, 3, 4)
-    x = example(kind)
-    for module in (ours, theirs):
-        loss = flat(module(x))[0].sum()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss.backward()
-    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert own.grad.dtype == torch.float32
-        assert_same(own.grad, other.grad, rows=10, dtype=torch.bfloat16)
+def test_backward_under_autocast(kind: str, backend: str, create_graph: bool) -> None:
+    """Forward outside, backward inside, as when a training loop wraps too much: no rounding."""
+    module, x = FASTRNN[kind](3, 4), example(kind)
+    with fastrnn.use_backend(backend):
+        loss = flat(module(x))[0].square().sum()
+        gradients = []
+        for enabled in (False, True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                weights = list(module.parameters())
+                gradients.append(torch.autograd.grad(loss, weights, None, True, create_graph))
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+def test_meta_tensors(kind: str) -> None:
+    """They have no autocast."""
+    with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = pair(kind, 3, 4)
+        x = example(kind)
+        results = [[(t.shape, t.dtype) for t in flat(module(x))] for module in (ours, theirs)]
+        assert results[0] == results[1]
+        if kind in SEQUENCES:
+            assert flat(ours(x, lengths=[5, 2]))[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._C import _is_any_autocast_enabled
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 from torch.utils.checkpoint import checkpoint
 
 from .. import backends
+from ..autograd import in_autocast
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
 from ..functional import are_indices, sequence, zeros_of_packed
@@ -127,16 +127,19 @@ class SequenceModule(FromTorch, nn.RNNBase):
                 return self._torch_forward(input, hx)
         dtypes = None
         dense = all(isinstance(w, Tensor) and w.layout is torch.strided for w in weights)
-        if (
-            not dense
-            or recorded()
-            or (_is_any_autocast_enabled() and not torch.compiler.is_exporting())
-        ):
+        autocast = in_autocast(x) and not torch.compiler.is_exporting()
+        if autocast or not dense or recorded():
             options = self._options(input, lengths, reset)
             if options is None:
-                cell, projected = CELL_OF_MODE[self.mode], self.proj_size > 0
-                if dense:
-                    dtypes = _autocast.dtypes(cell, input, states, weights, projected=projected)
+                if autocast and dense:
+                    dtypes = _autocast.dtypes(
+                        CELL_OF_MODE[self.mode],
+                        input,
+                        states,
+                        weights,
+                        projected=self.proj_size > 0,
+                        by_steps=isinstance(input, PackedSequence),
+                    )
                 if dtypes is None:
                     if self.recompute and not recorded():  # nobody records a backward
                         return checkpoint(self._torch_forward, input, hx, use_reentrant=False)

@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._C import _is_any_autocast_enabled
 from torch.overrides import has_torch_function
 
 from .. import backends
-from ..autograd import layer
+from ..autograd import in_autocast, layer
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, NONLINEARITIES
 from ..functional import are_indices, look_up
 from ..problem import LayerInputs
+from . import _autocast
 from ._dispatch import (
     TorchForward,
     leaf_of_fx,
@@ -66,8 +66,10 @@ class CellModule(FromTorch, nn.RNNCellBase):
         if indices:
             refuse_jit_trace("integer input")
         if has_torch:
-            if rank not in (1, 2) or _is_any_autocast_enabled() or recorded():
+            if rank not in (1, 2) or recorded():
                 return None
+            if in_autocast(input):
+                return self._step_in_autocast(cell, input, h, c)
             state_shape = (*input.shape[:-1], w_hh.shape[-1])
             if (
                 input.shape[-1] != w_ih.shape[-1]
@@ -107,6 +109,27 @@ class CellModule(FromTorch, nn.RNNCellBase):
         remove_dims = torch.flatten if rank == 1 else _without_first
         c_n = outputs.c_n
         return remove_dims(outputs.h_n), None if c_n is None else remove_dims(c_n)
+
+    def _step_in_autocast(
+        self, cell: str, input: Tensor, h: Tensor | None, c: Tensor | None
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """``_step`` of a transformed call; None: torch's, whose roundings autocast decides."""
+        states = tuple(state for state in (h, c) if isinstance(state, Tensor))
+        weights = [weight for weight in self._weights() if weight is not None]
+        if not backends.transformed():
+            return None
+        dtypes = _autocast.dtypes(CELLS[cell], input, states, weights, by_steps=True)
+        if dtypes is None:
+            return None
+        with torch.autocast(input.device.type, enabled=False):
+            h, c = (
+                state.to(dtypes.compute) if isinstance(state, Tensor) else state for state in (h, c)
+            )
+            step = self._step(cell, input.to(dtypes.compute), h, c)
+        if step is None:
+            return None
+        h, c = step
+        return h.to(dtypes.hidden), None if c is None else c.to(dtypes.cell)
 
     def _step_directly(self, cell: str, input: Tensor, hx: Any) -> Any:
         """The result of a plain call that nothing but its caller looks at, or None.
