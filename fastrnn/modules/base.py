@@ -127,8 +127,9 @@ class SequenceModule(FromTorch, nn.RNNBase):
                 return self._torch_forward(input, hx)
         dtypes = None
         dense = all(isinstance(w, Tensor) and w.layout is torch.strided for w in weights)
+        mixed = any(isinstance(s, Tensor) and s.dtype != x.dtype for s in states)
         autocast = in_autocast(x) and not torch.compiler.is_exporting()
-        if autocast or not dense or recorded():
+        if autocast or mixed or not dense or recorded():
             options = self._options(input, lengths, reset)
             if options is None:
                 if autocast and dense:
