@@ -219,6 +219,20 @@ def test_states_can_be_detached_in_place(kind: str) -> None:
         assert state.detach_().grad_fn is None
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_where_torch_reads_out_of_bounds(grad: bool) -> None:
+    with torch.set_grad_enabled(grad):
+        for state in (torch.zeros(1, 1), torch.zeros(1)):
+            for kind, hx in (
+                ("GRUCell", torch.zeros(1, 1)),
+                ("LSTMCell", (torch.zeros(1, 1), state)),
+            ):
+                with pytest.raises(RuntimeError, match="hidden0: expected a vector"):
+                    FASTRNN[kind](3, 1)(torch.zeros(3), hx)
+        with pytest.raises(RuntimeError, match="hidden1: expected a vector"):
+            FASTRNN["LSTMCell"](3, 1)(torch.zeros(3), (torch.zeros(1), torch.zeros(1, 1)))
+
+
 @pytest.mark.parametrize("kind", CELLS)
 def test_loop_over_cells(kind: str) -> None:
     """Several steps through one cell, as users write them, forward and backward."""

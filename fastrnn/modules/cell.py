@@ -80,6 +80,8 @@ class CellModule(FromTorch, nn.RNNCellBase):
                 or self.hidden_size == 0
                 or (b_ih is None) is not (b_hh is None)
             ):
+                if rank == 1 and CELLS[cell].gates > 1:
+                    _refuse_one_by_one(h, c)
                 return None
         else:
             self._check_rank("input", rank)
@@ -175,6 +177,13 @@ def _is_state(state: Tensor | None, shape: tuple[int, ...], input: Tensor) -> bo
     return state is None or (
         isinstance(state, Tensor) and state.shape == shape and _is_like(state, input)
     )
+
+
+def _refuse_one_by_one(*states: Tensor | None) -> None:
+    """Of all matrices that are no state of an unbatched input, torch reads this out of bounds."""
+    for k, state in enumerate(states):
+        if isinstance(state, Tensor) and state.shape == (1, 1):
+            raise RuntimeError(f"hidden{k}: expected a vector with an unbatched input, got (1, 1)")
 
 
 def _from_vector(tensor: Tensor) -> Tensor:
