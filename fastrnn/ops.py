@@ -83,7 +83,7 @@ def _forward(
     if lengths is not None and outputs.reserve is not None and outputs.reserve.is_cpu:
         # Undefined beyond the end of a sequence; what an operator returns should not be. On a GPU
         # the lengths would have to be copied there, which no CUDA graph can capture.
-        beyond = torch.arange(problem.steps)[:, None] >= lengths
+        beyond = torch.arange(problem.steps, device="cpu")[:, None] >= lengths
         outputs.reserve[:, beyond.flatten()] = 0
     return _filled(x, outputs)
 
