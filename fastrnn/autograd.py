@@ -215,6 +215,14 @@ def _mapped(inputs: LayerInputs, change: Callable[[Tensor], Tensor]) -> LayerInp
     )
 
 
+def in_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``; for meta tensors it never is."""
+    if not torch._C._is_any_autocast_enabled():
+        return False
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def layer(
     cell: str,
     inputs: LayerInputs,
@@ -231,7 +239,7 @@ def layer(
     Args:
         recompute: keep nothing but the inputs for backward, which runs forward again.
     """
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(inputs.x.device.type):
+    if in_autocast(inputs.x):
         with torch.autocast(inputs.x.device.type, enabled=False):
             inputs = _in_dtype_of_weights(inputs)
             return layer(

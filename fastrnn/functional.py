@@ -37,9 +37,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from . import onnx_export
 from .autograd import layer
 from .cells import NONLINEARITIES
-from .problem import LayerInputs, LayerOutputs
+from .problem import LayerInputs, LayerOutputs, is_concrete
 
 Output = Tensor | PackedSequence
 
@@ -366,24 +367,26 @@ def look_up(
         weights: of the layer, and then of any others.
 
     Returns:
-        ``(*indices.shape, D*G*H)`` and the weights, see ``LayerInputs.x``; or
-        ``(*indices.shape, I)`` and the weights as they came.
+        ``(*indices.shape, D*G*H)`` and the weights, see ``LayerInputs.x``; or, of few columns and for
+        ONNX, ``(*indices.shape, I)`` and the weights as they came.
 
     Raises:
         IndexError: a value is not a column of weight_ih.
     """
     rows = indices.reshape(-1)
     columns = weights[0].shape[1] if weights and weights[0].dim() == 2 else 0
-    if rows.numel() and not (rows.is_cuda or rows.is_meta or torch.compiler.is_compiling()):
+    exporting = onnx_export.is_exporting()
+    known = rows.numel() > 0 and not rows.is_cuda and not exporting and is_concrete(rows)
+    if known:
         low, high = (int(bound) for bound in torch.aminmax(rows))
         if low < 0 or high >= columns:
             raise IndexError(
                 f"input: expected values from 0 to {columns - 1}, the columns of weight_ih, "
                 f"got {low if low < 0 else high}"
             )
-        if columns <= FEW_COLUMNS:
-            one_hot = torch.nn.functional.one_hot(indices.long(), columns)
-            return one_hot.to(weights[0].dtype), list(weights)
+    if exporting or (known and columns <= FEW_COLUMNS):
+        one_hot = torch.nn.functional.one_hot(indices.long(), columns)
+        return one_hot.to(weights[0].dtype), list(weights)
     places = [d * per_direction for d in range(directions)]
     w_ih = [weights[place] for place in places]
     # Of few columns a copy with neighbouring values pays, of many only those that occur are read.

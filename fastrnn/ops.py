@@ -79,7 +79,13 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = LayerInputs(x, h0, c0, weights, lengths, batch_sizes, reset)
     problem = _problem(cell, inputs, directions, keep_cell_states, training)
-    return _filled(x, _forward_backend(problem).forward(problem, inputs))
+    outputs = _forward_backend(problem).forward(problem, inputs)
+    if lengths is not None and outputs.reserve is not None and outputs.reserve.is_cpu:
+        # Undefined beyond the end of a sequence; what an operator returns should not be. On a GPU
+        # the lengths would have to be copied there, which no CUDA graph can capture.
+        beyond = torch.arange(problem.steps, device="cpu")[:, None] >= lengths
+        outputs.reserve[:, beyond.flatten()] = 0
+    return _filled(x, outputs)
 
 
 def _forward_fake(

@@ -226,6 +226,7 @@ class Problem(NamedTuple):
                 f"input: expected {directions * gate_rows} features with a weight_ih of no "
                 f"columns, those of all gates, got {x.shape[-1]}"
             )
+        problem._check_devices((h0, c0), weights)
         problem._check_weights(weights)
         if h0 is not None:
             problem._check_tensor("h0", h0, (directions, batch, output_size))
@@ -255,6 +256,16 @@ class Problem(NamedTuple):
                 f"{name}: expected device {self.device}, that of the input, got {tensor.device}"
             )
 
+    def _check_devices(self, states: Sequence[Tensor | None], weights: Sequence[Tensor]) -> None:
+        """In torch's order and words."""
+        for kind, tensors in (("hidden", states), ("parameter", weights)):
+            for tensor in tensors:
+                if tensor is not None and tensor.device != self.device:
+                    raise RuntimeError(
+                        f"Input and {kind} tensors are not at the same device, found input tensor "
+                        f"at {self.device} and {kind} tensor at {tensor.device}"
+                    )
+
     def _check_weights(self, weights: Sequence[Tensor]) -> None:
         gate_rows = self.cell.gates * self.hidden_size
         shapes: list[tuple[int, ...]] = [
@@ -267,7 +278,7 @@ class Problem(NamedTuple):
             shapes += [(self.output_size, self.hidden_size)]
         for index, weight in enumerate(weights):
             shape = shapes[index % len(shapes)]
-            if weight.shape != shape or weight.dtype != self.dtype or weight.device != self.device:
+            if weight.shape != shape or weight.dtype != self.dtype:
                 name = _weight_names(self.bias, self.projected)[index % len(shapes)]
                 suffix = "_reverse" if index >= len(shapes) else ""
                 self._check_tensor(f"{name}{suffix}", weight, shape)
@@ -325,7 +336,7 @@ def _weight_names(bias: bool, projected: bool) -> list[str]:
     return names + ["bias_ih", "bias_hh"] * bias + ["weight_hr"] * projected
 
 
-def _is_concrete(tensor: Tensor) -> bool:
+def is_concrete(tensor: Tensor) -> bool:
     """Whether the values of a tensor can be read now: not while tracing, nor inside vmap."""
     if torch.compiler.is_compiling() or tensor.is_meta or _is_fake(tensor):
         return False
@@ -355,7 +366,7 @@ def _check_lengths(lengths: Tensor, steps: int, batch: int, x: Tensor) -> None:
             f"lengths: expected shape {(batch,)}, one length for each row, "
             f"got {tuple(lengths.shape)}"
         )
-    if batch and _is_concrete(lengths):
+    if batch and is_concrete(lengths):
         low, high = (int(bound) for bound in torch.aminmax(lengths))
         if low < 0 or high > steps:
             raise ValueError(
@@ -379,10 +390,10 @@ def _check_batch_sizes(batch_sizes: Tensor, rows: int, h0: Tensor | None) -> tup
     steps = batch_sizes.shape[0]
     if steps == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if h0 is not None and h0.dim() == 3 and not _is_concrete(batch_sizes):
+    if h0 is not None and h0.dim() == 3 and not is_concrete(batch_sizes):
         return steps, h0.shape[1]
     batch: int = batch_sizes[0].item()  # type: ignore[assignment]  # a symbol, while tracing
-    if _is_concrete(batch_sizes):
+    if is_concrete(batch_sizes):
         total = int(batch_sizes.sum())
         if total != rows:
             raise RuntimeError(

@@ -10,13 +10,13 @@ import torch
 from tolerances import ledger
 
 import fastrnn
-from fastrnn.backends import backends
+from fastrnn import backends
 
 
 def pytest_report_header() -> list[str]:
     """Which fastrnn is under test, and what runs in it."""
     lines = [f"fastrnn {fastrnn.__version__} from {fastrnn.__path__[0]}, torch {torch.__version__}"]
-    for name, backend in backends().items():
+    for name, backend in backends.backends().items():
         verdict = backend.available()
         lines.append(f"  {name}: {'' if verdict.ok else 'NOT AVAILABLE, '}{verdict.reason}")
     if not cases.NATIVE:
@@ -39,3 +39,10 @@ def _same_numbers_every_time() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry of its own for a test that registers."""
+    monkeypatch.setattr(backends, "_registry", backends.backends())
+    monkeypatch.setattr(backends, "_chosen", {})

@@ -50,6 +50,21 @@ def pair(kind: str, *args: Any, seed: int = 7, **options: Any) -> tuple[Any, Any
     return ours, theirs
 
 
+def example(
+    kind: str, dtype: torch.dtype = torch.float32, *, steps: int = 4, batch: int = 2
+) -> Tensor:
+    """Inputs of 3 features for a module of that name."""
+    return torch.randn((batch, 3) if kind in CELLS else (steps, batch, 3), dtype=dtype)
+
+
+def same_example(module: Any) -> Tensor:
+    """Inputs for a module, in its dtype; at each call the same."""
+    shape = (2, 3) if isinstance(module, nn.RNNCellBase) else (4, 2, 3)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return x.to(next(module.parameters()).dtype)
+
+
 def states(module: Any, batch: int | None, dtype: torch.dtype = torch.float32) -> Any:
     """Random ``hx`` for a module, sequence or cell; unbatched where ``batch`` is None."""
     lead: tuple[int, ...] = () if batch is None else (batch,)
@@ -120,7 +135,8 @@ def gradients(module: Any, input: Any, hx: Any = None) -> dict[str, Tensor | Non
         flat(leaf)[0].grad = None
     total: Any = 0
     for k, output in enumerate(flat(module(input, hx))):
-        weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype) * (k + 1)
+        like = {"dtype": output.dtype, "device": output.device}
+        weights = torch.linspace(-1, 1, output.numel(), **like) * (k + 1)
         total = total + (output * weights.view(output.shape)).sum()
     total.backward()
     found = {name: flat(leaf)[0].grad for name, leaf in leaves.items()}

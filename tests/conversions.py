@@ -30,13 +30,6 @@ class Decoder(nn.Module):
         return self.own(self.last(x)[0])[0]
 
 
-def example(module: Any) -> Tensor:
-    shape = (2, 3) if isinstance(module, nn.RNNCellBase) else (5, 2, 3)
-    generator = torch.Generator().manual_seed(1)
-    dtype = next(module.parameters()).dtype
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
 def module_state(module: nn.Module) -> dict[str, Any]:
     """Everything a module is, objects by identity: class, attributes, what its containers hold."""
 

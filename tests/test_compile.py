@@ -9,7 +9,7 @@ import cases
 import pytest
 import torch
 from cases import Arguments, Case, Outputs, results
-from contract import CELLS, SEQUENCES, assert_same, flat, packed, pair, states
+from contract import CELLS, SEQUENCES, assert_same, example, flat, packed, pair, states
 from tolerances import tolerance
 from torch import Tensor, nn
 from torch._dynamo.testing import AotEagerAndRecordGraphs
@@ -46,10 +46,6 @@ def compiled(module: Any, backend: str = "aot_eager", **options: Any) -> Any:
 def graphs() -> int:
     """How many graphs were compiled since the test began."""
     return int(counters["stats"]["unique_graphs"])
-
-
-def example(kind: str, steps: int = 4, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3) if kind in CELLS else torch.randn(steps, batch, 3)
 
 
 def gradients(result: Any, sources: list[Tensor]) -> tuple[Tensor, ...]:

@@ -9,16 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from contract import (
-    CELLS,
-    FASTRNN,
-    SEQUENCES,
-    TORCH,
-    assert_same,
-    flat,
-    pair,
-)
-from torch import Tensor, nn
+from contract import CELLS, FASTRNN, SEQUENCES, TORCH, assert_same, flat, pair, same_example
+from torch import nn
 
 import fastrnn
 
@@ -33,12 +25,6 @@ EVERY_KIND: list[Any] = [
     *(pytest.param(FASTRNN[kind](3, 4), id=kind) for kind in SEQUENCES + CELLS),
     *(pytest.param(module, id=repr(module)) for module in OPTIONED),
 ]
-
-
-def example(module: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    shape = (2, 3) if isinstance(module, nn.RNNCellBase) else (5, 2, 3)
-    return torch.randn(shape, generator=generator, dtype=next(module.parameters()).dtype)
 
 
 def through_pickle(module: Any) -> Any:
@@ -57,7 +43,7 @@ def through_file(module: Any) -> Any:
 @pytest.mark.parametrize("used", [False, True])
 def test_copies(module: Any, duplicate: Any, used: bool) -> None:
     module = copy.deepcopy(module)
-    x = example(module)
+    x = same_example(module)
     if used:
         flat(module(x))[0].sum().backward()
     twin = duplicate(module)
@@ -81,7 +67,7 @@ def test_copies(module: Any, duplicate: Any, used: bool) -> None:
 def test_shallow_copy(module: Any) -> None:
     twin = copy.copy(module)
     assert all(a is b for a, b in zip(twin.parameters(), module.parameters(), strict=True))
-    assert_same(twin(example(module)), module(example(module)))
+    assert_same(twin(same_example(module)), module(same_example(module)))
 
 
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
@@ -93,7 +79,7 @@ def test_state_pickled_by_torch(kind: str) -> None:
     ours = FASTRNN[kind].__new__(FASTRNN[kind])
     ours.__setstate__(state)
     assert repr(ours) == repr(theirs)
-    assert_same(ours(example(ours)), theirs(example(ours)))
+    assert_same(ours(same_example(ours)), theirs(same_example(ours)))
 
 
 @pytest.mark.parametrize("kind", SEQUENCES)
@@ -111,14 +97,14 @@ def test_states_of_old_versions(kind: str, bias: bool) -> None:
     assert old._all_weights == names
     assert old.proj_size == 0
     assert getattr(old, "nonlinearity", "tanh") == "tanh"
-    assert_same(old(example(old)), theirs(example(old)))
+    assert_same(old(same_example(old)), theirs(same_example(old)))
 
 
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
 def test_replicas_of_data_parallel(kind: str) -> None:
     """A replica has plain tensors for Parameters, and lists of its own."""
     ours, theirs = pair(kind, 3, 4, dtype=torch.float64)
-    x = example(ours)
+    x = same_example(ours)
     results = []
     for module in (ours, theirs):
         replica = module._replicate_for_data_parallel()

@@ -13,6 +13,7 @@ from contract import (
     TORCH,
     assert_same,
     assert_same_error,
+    example,
     flat,
     packed,
     pair,
@@ -26,10 +27,6 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.com
 
 #: complex numbers round like their parts.
 ROUNDING = {torch.complex64: torch.float32}
-
-
-def example(kind: str, dtype: torch.dtype) -> Tensor:
-    return torch.randn(2, 3, dtype=dtype) if kind in CELLS else torch.randn(5, 2, 3, dtype=dtype)
 
 
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)

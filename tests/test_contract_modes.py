@@ -5,18 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from contract import CELLS, SEQUENCES, assert_same, pair
-from torch import Tensor
+from contract import CELLS, SEQUENCES, assert_same, example, pair
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 OPERATOR = {"RNN": "rnn_tanh", "LSTM": "lstm", "GRU": "gru"}
 OPERATOR |= {"RNNCell": "rnn_tanh_cell", "LSTMCell": "lstm_cell", "GRUCell": "gru_cell"}
-
-
-def example(kind: str) -> Tensor:
-    return torch.randn(2, 3) if kind in CELLS else torch.randn(4, 2, 3)
 
 
 class Functions(TorchFunctionMode):

@@ -19,6 +19,7 @@ from contract import (
     assert_same,
     assert_same_gradients,
     error,
+    example,
     flat,
     packed,
     pair,
@@ -34,15 +35,11 @@ import fastrnn
 F64 = torch.float64
 
 
-def example(kind: str, dtype: torch.dtype = F64, *, width: int = 3) -> Tensor:
-    return torch.randn(*((2,) if kind in CELLS else (4, 2)), width, dtype=dtype)
-
-
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
 def test_01_stale_cache_of_packed_weights(kind: str) -> None:
     """None of these writes moves a version counter."""
     ours, theirs = pair(kind, 3, 4, dtype=F64)
-    x = example(kind)
+    x = example(kind, F64)
     assert_same(ours(x), theirs(x))
 
     def scale_data(weight: nn.Parameter) -> None:
@@ -69,7 +66,7 @@ def test_01_stale_cache_of_packed_weights(kind: str) -> None:
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
 def test_02_gradients_under_torch_func(kind: str) -> None:
     ours, theirs = pair(kind, 3, 4, dtype=F64)
-    x = example(kind)
+    x = example(kind, F64)
 
     def of_norm_of_gradient(module: nn.Module) -> list[Tensor]:
         def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -87,7 +84,7 @@ def test_02_gradients_under_torch_func(kind: str) -> None:
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)
 def test_03_double_backward_through_a_state_that_depends_on_the_weights(kind: str) -> None:
     ours, theirs = pair(kind, 3, 4, dtype=F64)
-    x0, x1 = example(kind), example(kind)
+    x0, x1 = example(kind, F64), example(kind, F64)
     results = []
     for module in (ours, theirs):
         weights = list(module.parameters())
@@ -143,7 +140,7 @@ def test_06_packed_sequences(kind: str) -> None:
 def test_07_everything_kept_for_backward_is_saved_through_autograd(kind: str) -> None:
     """Backward lives on what the hooks return, although the originals are overwritten."""
     ours, theirs = pair(kind, 3, 4, dtype=F64)
-    x, hx = example(kind).requires_grad_(), states(ours, 2, F64)
+    x, hx = example(kind, F64).requires_grad_(), states(ours, 2, F64)
     leaves = [x, *ours.parameters()]
     expected = torch.autograd.grad(flat(theirs(x, hx))[0].sum(), [x, *theirs.parameters()])
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
@@ -171,9 +168,9 @@ def test_08_no_workspace_on_the_module(kind: str) -> None:
 def test_09_type_of_the_error_of_a_wrong_dtype() -> None:
     for kind in SEQUENCES:
         with pytest.raises(ValueError, match=r"^RNN input dtype \(torch.float64\) does not match"):
-            FASTRNN[kind](3, 4)(example(kind))
+            FASTRNN[kind](3, 4)(example(kind, F64))
     for kind in CELLS:
-        assert type(error(lambda k=kind: FASTRNN[k](3, 4)(example(k)))) is RuntimeError
+        assert type(error(lambda k=kind: FASTRNN[k](3, 4)(example(k, F64)))) is RuntimeError
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for kind in SEQUENCES + CELLS:
             assert FASTRNN[kind](3, 4)(example(kind, torch.bfloat16)) is not None
@@ -291,7 +288,7 @@ def test_16_nothing_contiguous(kind: str) -> None:
     for module in (ours, theirs):
         for weight in module.parameters():
             weight.data = torch.stack([weight.data, weight.data], -1)[..., 0]
-    x, hx = example(kind), states(ours, 2, F64)
+    x, hx = example(kind, F64), states(ours, 2, F64)
     strided = [s.repeat_interleave(2, -1)[..., ::2] for s in flat(hx)]
     hx = tuple(strided) if "LSTM" in kind else strided[0]
     for given in (
@@ -314,7 +311,7 @@ def test_16_nothing_contiguous(kind: str) -> None:
 @pytest.mark.parametrize("wanted", ["weight_ih", "weight_hh", "bias_ih", "hx", "input", "nothing"])
 def test_17_only_some_require_gradients(kind: str, wanted: str) -> None:
     ours, theirs = pair(kind, 3, 4, dtype=F64)
-    x, hx = example(kind), states(ours, 2, F64)
+    x, hx = example(kind, F64), states(ours, 2, F64)
     for module in (ours, theirs):
         for name, weight in module.named_parameters():
             weight.requires_grad_(name.startswith(wanted))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from contract import CELLS, FASTRNN, SEQUENCES, TORCH, assert_same, flat
-from conversions import Decoder, OwnLSTM, example, snapshot
+from contract import CELLS, FASTRNN, SEQUENCES, TORCH, assert_same, flat, same_example
+from conversions import Decoder, OwnLSTM, snapshot
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -72,7 +72,7 @@ def test_served_as_one_built_by_fastrnn(kind: str) -> None:
     fastrnn.convert_(module)
     built: Any = FASTRNN[kind](3, 4)
     built.load_state_dict(module.state_dict())
-    x = example(module)
+    x = same_example(module)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             assert fastrnn.backends.direct() is None or grad or direct(module, x) is not None
@@ -106,7 +106,7 @@ def test_hooks_go_on(kind: str) -> None:
         module.register_full_backward_hook(lambda *_: calls.append("backward")),
     ]
     fastrnn.convert_(module)
-    x = example(module).requires_grad_()
+    x = same_example(module).requires_grad_()
     flat(module(x))[0].sum().backward()
     assert calls == ["before", "after", "backward"]
     for handle in handles:
@@ -279,7 +279,7 @@ def test_parametrizations_may_come_and_go(kind: str) -> None:
     name = "weight_hh" if kind in CELLS else "weight_hh_l0"
     other = name.replace("hh", "ih")
     module: Any = TORCH[kind](3, 4)
-    x = example(module)
+    x = same_example(module)
     parametrize.register_parametrization(module, name, nn.Tanh())
     theirs = copy.deepcopy(module)
     original = type(module)

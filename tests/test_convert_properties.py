@@ -7,8 +7,8 @@ import types
 from typing import Any
 
 import torch
-from contract import CELLS, FASTRNN, SEQUENCES, TORCH, assert_same, flat
-from conversions import example, snapshot
+from contract import CELLS, FASTRNN, SEQUENCES, TORCH, assert_same, flat, same_example
+from conversions import snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ def outputs(model: nn.Module) -> list[Tensor]:
     for module in model.modules():
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             torch.manual_seed(5)
-            results += flat(module(example(module)))
+            results += flat(module(same_example(module)))
     return results
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from contract import CELLS, SEQUENCES, assert_same, flat, pair
+from contract import CELLS, SEQUENCES, assert_same, example, flat, pair
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
@@ -31,10 +31,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
-
-
-def example(kind: str, steps: int = 4, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3) if kind in CELLS else torch.randn(steps, batch, 3)
 
 
 def operators(program: ExportedProgram) -> set[str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from contract import CELLS, FASTRNN, SEQUENCES, TORCH, assert_same, flat, states
-from conversions import OwnLSTM, example, snapshot
+from contract import CELLS, FASTRNN, SEQUENCES, TORCH, assert_same, flat, same_example, states
+from conversions import OwnLSTM, snapshot
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -32,7 +32,7 @@ def test_same_parameters(kind: str, training: bool) -> None:
     assert ours.training is training
     assert ours.weight_note == "of a user"
     assert all(a is b for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-    x = example(theirs)
+    x = same_example(theirs)
     hx = states(theirs, 2)
     assert_same(ours(x, hx), theirs(x, hx))
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_has_containers_of_its_own(kind: str) -> None:
     assert not theirs._forward_hooks
     assert not theirs._buffers
     assert getattr(theirs, name).any()
-    x = example(theirs)
+    x = same_example(theirs)
     assert not torch.equal(flat(ours(x))[0], flat(theirs(x))[0])
     ours.double()
     assert theirs.state_dict().keys() == TORCH[kind](3, 4).state_dict().keys()

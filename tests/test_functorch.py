@@ -14,7 +14,18 @@ import cases
 import pytest
 import torch
 from cases import ALL_CELLS, Case, arguments, check
-from contract import CELLS, FASTRNN, SEQUENCES, TORCH, assert_same, flat, leaf_inputs, packed, pair
+from contract import (
+    CELLS,
+    FASTRNN,
+    SEQUENCES,
+    TORCH,
+    assert_same,
+    flat,
+    leaf_inputs,
+    packed,
+    pair,
+    states,
+)
 from tiny import CHECKED, TINY, as_function, tiny
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -368,6 +379,69 @@ def test_compiled_per_sample_gradients() -> None:
     compiled = torch.compile(lambda weights, x: transform(weights, x), backend="aot_eager")
     actual, expected = (f(weights, x).values() for f in (compiled, transform))
     assert_same(list(actual), list(expected), rows=4)
+
+
+# Under autocast: torch.nn's dtypes, without its failures.
+
+
+@pytest.mark.parametrize("how", ["float32", "16 bits", "states"])
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+def test_vmap_and_forward_mode_under_autocast(kind: str, how: str) -> None:
+    ours, theirs = pair(kind, 3, 4)
+    x = example(kind, 3, dtype=torch.bfloat16 if how == "16 bits" else torch.float32)
+    hx = states(ours, 2) if how == "states" else None
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = stacked([theirs(row, hx) for row in x])
+        assert_same(vmap(lambda x: ours(x, hx))(x), expected, dtype=torch.bfloat16)
+        value, tangent = jvp(lambda x: ours(x, hx), (x[0],), (torch.ones_like(x[0]),))
+        assert_same(value, theirs(x[0], hx), dtype=torch.bfloat16)
+    exact = jvp(lambda x: ours(x, hx), (x[0].float(),), (torch.ones(x[0].shape),))[1]
+    for actual, wanted in zip(flat(tangent), flat(exact), strict=True):
+        assert_same(actual.float(), wanted, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_vmap_of_packed_data_under_autocast(kind: str) -> None:
+    ours, theirs = pair(kind, 3, 4, 2, bidirectional=True)
+    sequence = packed(2, 4, 3)
+    x = torch.randn(3, *sequence.data.shape)
+
+    def call(module: nn.Module, x: Tensor) -> list[Tensor]:
+        return flat(module(sequence._replace(data=x)))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = stacked([call(theirs, row) for row in x])
+        assert_same(vmap(lambda x: call(ours, x))(x), expected, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+def test_per_sample_gradients_under_autocast(kind: str) -> None:
+    ours, theirs = pair(kind, 3, 4)
+    x = example(kind, 3, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = vmap(grad(loss_of(ours)), (None, 0))(detached(ours), x)
+        for k in range(3):
+            expected = grad(loss_of(theirs))(detached(theirs), x[k])
+            for name, gradient in expected.items():
+                assert_same(actual[name][k], gradient, rows=8, dtype=torch.bfloat16)
+
+
+def test_autocast_of_another_device() -> None:
+    ours = fastrnn.LSTM(3, 4)
+    x = example("LSTM", 3, dtype=torch.float32)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert_same(vmap(ours)(x), stacked([ours(row) for row in x]))
+
+
+@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+def test_vmap_over_integers(kind: str) -> None:
+    """Whose range cannot be checked, as their values are not known."""
+    module = FASTRNN[kind](7, 4, dtype=F64)
+    numbers = torch.randint(7, (3, 2) if kind in CELLS else (3, 5, 2))
+    expected = stacked([module(row) for row in numbers])
+    assert_same(vmap(module)(numbers), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(vmap(module)(numbers), stacked([module(row) for row in numbers]))
 
 
 def test_torch_has_no_batching_rule() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from contract import assert_same, flat
+from contract import FASTRNN, SEQUENCES, assert_same, flat, states
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -19,6 +20,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning"),
     pytest.mark.filterwarnings("ignore:# The axis name:UserWarning"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+    # Of the exporter of TorchScript.
+    pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with:UserWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 
 BATCH, STEPS = Dim("batch", min=2), Dim("steps", min=2)
@@ -33,6 +39,20 @@ def exported(model: nn.Module, arguments: tuple[Any, ...], sizes: Any = None) ->
     assert program is not None
     onnx.checker.check_model(program.model_proto, full_check=True)
     return program.model_proto
+
+
+def exported_by_torchscript(
+    model: nn.Module, arguments: tuple[Any, ...], sizes: Any = None
+) -> onnx.ModelProto:
+    """By the exporter that torch had before: it traces, and torch.nn's operators are recorded."""
+    file = io.BytesIO()
+    names = [f"input{k}" for k in range(len(arguments))]
+    torch.onnx.export(
+        model.eval(), arguments, file, dynamo=False, input_names=names, dynamic_axes=sizes
+    )
+    program = onnx.load_from_string(file.getvalue())
+    onnx.checker.check_model(program, full_check=True)
+    return program
 
 
 def recurrent(model: onnx.ModelProto) -> list[Node]:
@@ -150,6 +170,44 @@ def test_lengths() -> None:
     for lengths in ([5, 2], [3, 7, 0, 1]):
         x = torch.randn(max(lengths), len(lengths), 3)
         assert_runs_equally(model, program, (x, torch.tensor(lengths)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+def test_integers(dtype: torch.dtype) -> None:
+    """ONNX's operators multiply the input themselves, so they are given one-hot vectors."""
+    model = Side([fastrnn.RNN(7, 4), fastrnn.GRU(7, 4, 2), fastrnn.LSTM(7, 4, bidirectional=True)])
+    x = torch.randint(7, (5, 2), dtype=dtype)
+    program = exported(model, (x,), ({0: STEPS, 1: BATCH},))
+    assert [name for name, _ in recurrent(program)] == ["RNN", "GRU", "GRU", "LSTM"]
+    assert_runs_equally(model, program, (torch.randint(7, (9, 4), dtype=dtype),))
+
+
+def test_integers_of_cells() -> None:
+    model = Side([fastrnn.RNNCell(7, 4), fastrnn.GRUCell(7, 4), fastrnn.LSTMCell(7, 4)])
+    program = exported(model, (torch.tensor([3, 6]),), ({0: BATCH},))
+    assert_runs_equally(model, program, (torch.tensor([0, 6, 6, 1]),))
+
+
+@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_exporter_of_torchscript(kind: str, options: dict[str, Any], bare: bool) -> None:
+    """A module by itself is called with the defaults of all its arguments, by position."""
+    module = FASTRNN[kind](3, 4, **options)
+    model = module if bare else nn.Sequential(module)
+    sizes = {"input0": {0: "steps", 1: "batch"}}
+    program = exported_by_torchscript(model, (torch.randn(5, 2, 3),), sizes)
+    assert {name for name, _ in recurrent(program)} == {kind}
+    assert_runs_equally(model, program, (torch.randn(9, 2, 3),))
+    given = torch.randn(5, 2, 3), states(module, 2)
+    if bare:
+        program = exported_by_torchscript(model, given)
+        assert_runs_equally(model, program, (torch.randn(5, 2, 3), states(module, 2)))
+
+
+def test_exporter_of_torchscript_has_no_options_that_torch_lacks() -> None:
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace: .* got lengths; use torch.export"):
+        exported_by_torchscript(Lengths(), (torch.randn(5, 2, 3), torch.tensor([5, 2])))
 
 
 class Reset(fastrnn.GRU):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract import CELLS, FASTRNN, SEQUENCES, assert_same, flat, pair
+from contract import CELLS, FASTRNN, SEQUENCES, assert_same, example, flat, pair
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -121,10 +121,6 @@ def test_training_beside_forked_workers() -> None:
 
 
 # Shared weights.
-
-
-def example(kind: str) -> Tensor:
-    return torch.randn(2, 3) if kind in CELLS else torch.randn(5, 2, 3)
 
 
 @pytest.mark.parametrize("kind", SEQUENCES + CELLS)

@@ -70,7 +70,8 @@ CALLS: dict[str, Wrong] = {
     "input elsewhere": (
         {"input": zeros(T, B, I).to("meta")},
         RuntimeError,
-        "weight_ih: expected device meta, that of the input, got cpu",
+        "Input and hidden tensors are not at the same device, "
+        "found input tensor at meta and hidden tensor at cpu",
     ),
     # weights
     "no weights": (
@@ -151,7 +152,8 @@ CALLS: dict[str, Wrong] = {
     "bias_hh elsewhere": (
         {"weights": replaced(weights(), 3, zeros(20).to("meta"))},
         RuntimeError,
-        "bias_hh: expected device cpu, that of the input, got meta",
+        "Input and parameter tensors are not at the same device, "
+        "found input tensor at cpu and parameter tensor at meta",
     ),
     "reverse weight wrong": (
         {
@@ -227,7 +229,8 @@ CALLS: dict[str, Wrong] = {
     "h0 elsewhere": (
         {"h0": zeros(1, B, H).to("meta")},
         RuntimeError,
-        "h0: expected device cpu, that of the input, got meta",
+        "Input and hidden tensors are not at the same device, "
+        "found input tensor at cpu and hidden tensor at meta",
     ),
     "h0 a number": ({"h0": 0.0}, TypeError, "h0: expected a Tensor, got float"),
     "h0 of units, not of the projection": (
@@ -253,7 +256,8 @@ CALLS: dict[str, Wrong] = {
     "c0 elsewhere": (
         {"c0": zeros(1, B, H).to("meta")},
         RuntimeError,
-        "c0: expected device cpu, that of the input, got meta",
+        "Input and hidden tensors are not at the same device, "
+        "found input tensor at cpu and hidden tensor at meta",
     ),
     "c0 4-D": (
         {"c0": zeros(1, 1, B, H)},

@@ -29,6 +29,7 @@ FOLDER = children.ROOT / "tests" / "gpu"
 FILES = (
     "test_gpu_basics.py",
     "test_gpu_autograd.py",
+    "test_gpu_autocast.py",
     "test_gpu_graphs.py",
     "test_gpu_streams.py",
     "test_gpu_parity.py",

@@ -1,7 +1,9 @@
-"""Compiled calls under autocast: kernels in autocast's dtype, results in the dtypes of torch.nn's.
+"""Compiled and transformed calls under autocast: ours, with results in the dtypes of torch.nn's.
 
-Uncompiled calls are torch.nn's forward, rounding for rounding. A compiler would unroll that, one
-step after the other, for minutes; and each number of steps anew.
+Other calls are torch.nn's forward, rounding for rounding. A compiler would unroll that, one step
+after the other, for minutes, and each number of steps anew: our kernels compute in autocast's
+dtype. For vmap and forward mode torch.nn's operators have no rules: ours are plain operations, in
+the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -33,36 +35,40 @@ def dtypes(
     states: tuple[Tensor, ...],
     weights: list[Tensor],
     *,
-    projected: bool,
+    projected: bool = False,
+    by_steps: bool = False,
 ) -> Dtypes | None:
-    """Those of a call; None where it is torch.nn's forward that has to know.
+    """Those of a call in a region of autocast; None where it is torch.nn's forward that knows them.
 
-    That is where nobody compiles, autocast is off for the device, there is a dtype that it does
-    not cast (float64), or no kernels of ours are for its dtype.
+    That is where nobody compiles nor transforms, there is a dtype that autocast does not cast
+    (float64), or a compiled call would have no kernels of ours.
+
+    Args:
+        by_steps: torch.nn has no operator for the whole call: a cell's, or of packed data.
     """
-    packed = isinstance(input, PackedSequence)
     x = input.data if isinstance(input, PackedSequence) else input
     device = x.device.type
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return None
-    if not torch.is_autocast_enabled(device):
-        return None
-    compute = torch.get_autocast_dtype(device)
+    compute = low = torch.get_autocast_dtype(device)
     if any(tensor.dtype not in _CASTED for tensor in (x, *states, *weights)):
         return None
-    like = backends.example(cell.name, compute, x.device, packed)
-    if not isinstance(backends.select(like), FusedBackend):
+    if backends.transformed():
+        compute = weights[0].dtype
+    elif torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        like = backends.example(cell.name, low, x.device, isinstance(input, PackedSequence))
+        if not isinstance(backends.select(like), FusedBackend):
+            return None
+    else:
         return None
     # In torch.nn on the CPU a state keeps the wider of its own dtype and that of the gates; what
     # torch computes by one operator, or the result of a product, is of autocast's dtype.
-    kept = torch.promote_types(compute, states[-1].dtype if states else x.dtype)
+    kept = torch.promote_types(low, states[-1].dtype if states else x.dtype)
     if device != "cpu" or cell.torch_name not in ("lstm", "gru"):
-        return Dtypes(compute, compute, compute)
+        return Dtypes(compute, low, low)
     if cell.torch_name == "gru":
         return Dtypes(compute, kept, kept)
     if projected:
-        return Dtypes(compute, compute, kept)
-    return Dtypes(compute, kept, kept) if packed else Dtypes(compute, compute, compute)
+        return Dtypes(compute, low, kept)
+    return Dtypes(compute, kept, kept) if by_steps else Dtypes(compute, low, low)
 
 
 def cast(sequence: Tensor | PackedSequence, dtype: torch.dtype) -> Tensor | PackedSequence:

@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _disabled_torch_function_impl, _get_tracing_state
+from torch.fx import Proxy
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils._pytree import tree_leaves
 
 from .. import backends, onnx_export
 
@@ -35,6 +38,32 @@ def recorded() -> bool:
             onnx_export.is_exporting() or backends.insists_on_kernels()
         )
     return _get_tracing_state() is not None
+
+
+def leaf_of_fx(module: nn.Module, input: object, hx: object, **options: object) -> Any:
+    """The node of a call in the graph that ``torch.fx`` traces, or None where it traces none.
+
+    A tracer takes a module for a leaf if its class is of a file of torch.nn, and calls any other.
+
+    Raises:
+        RuntimeError: the module has hooks. They have met the tracer's proxies already, and would
+            run in the traced graph again.
+    """
+    if not is_fx_symbolic_tracing():
+        return None
+    arguments = (input,) if hx is None else (input, hx)
+    options = {name: value for name, value in options.items() if value is not None}
+    leaves = tree_leaves((arguments, options))
+    tracer: Any = next((leaf.tracer for leaf in leaves if isinstance(leaf, Proxy)), None)
+    if tracer is None or module is tracer.root:
+        return None
+    path = tracer.path_of_module(module)
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise RuntimeError(
+            f"torch.fx: expected a module without forward hooks, but {path!r} has some; use a "
+            f"Tracer whose is_leaf_module is True for fastrnn.{type(module).__name__}"
+        )
+    return tracer.create_proxy("call_module", path, arguments, options)
 
 
 def refuse_jit_trace(options: str) -> None:
@@ -91,5 +120,5 @@ def _overrides_torch(value: object) -> bool:
     """Whether torch functions called with ``value`` go to its ``__torch_function__``."""
     kind = type(value)
     override = getattr(kind, "__torch_function__", None)
-    plain = (Tensor, torch.nn.Parameter)
+    plain = (Tensor, nn.Parameter)
     return kind not in plain and override not in (None, _disabled_torch_function_impl)

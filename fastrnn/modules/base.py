@@ -7,18 +7,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._C import _is_any_autocast_enabled
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 from torch.utils.checkpoint import checkpoint
 
 from .. import backends
+from ..autograd import in_autocast
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
 from ..functional import are_indices, sequence, zeros_of_packed
 from . import _autocast
 from ._dispatch import (
     TorchForward,
+    leaf_of_fx,
     recorded,
     refuse_jit_script,
     refuse_jit_trace,
@@ -104,24 +105,42 @@ class SequenceModule(FromTorch, nn.RNNBase):
             result = self._run_directly(input, hx, lengths)
             if result is not None:
                 return result
+        node = leaf_of_fx(self, input, hx, lengths=lengths, reset=reset)
+        if node is not None:
+            return node
         self._update_flat_weights()
         # Weights are read at each call, and never kept in another form: writes through .data,
         # numpy or another process go unnoticed by any cache.
         weights: list[Tensor] = self._flat_weights  # type: ignore[assignment]
         if isinstance(input, PackedSequence):
+            x = input.data
             self._check_states_of_packed(input, hx)
-        x = input.data if isinstance(input, PackedSequence) else input
+        else:
+            x = input
+            rank = x.dim() + are_indices(x, 2)
+            if rank not in (2, 3):
+                raise ValueError(self._rank_message.format(rank))
         states = () if hx is None else self._states(hx)
         if has_torch_function((x, *states, *weights)):
             options = self._options(input, lengths, reset)
             if seen_by_torch_function((x, *states, *weights), options=options):
                 return self._torch_forward(input, hx)
         dtypes = None
-        if recorded() or (_is_any_autocast_enabled() and not torch.compiler.is_exporting()):
+        dense = all(isinstance(w, Tensor) and w.layout is torch.strided for w in weights)
+        mixed = any(isinstance(s, Tensor) and s.dtype != x.dtype for s in states)
+        autocast = in_autocast(x) and not torch.compiler.is_exporting()
+        if autocast or mixed or not dense or recorded():
             options = self._options(input, lengths, reset)
             if options is None:
-                cell, projected = CELL_OF_MODE[self.mode], self.proj_size > 0
-                dtypes = _autocast.dtypes(cell, input, states, weights, projected=projected)
+                if autocast and dense:
+                    dtypes = _autocast.dtypes(
+                        CELL_OF_MODE[self.mode],
+                        input,
+                        states,
+                        weights,
+                        projected=self.proj_size > 0,
+                        by_steps=isinstance(input, PackedSequence),
+                    )
                 if dtypes is None:
                     if self.recompute and not recorded():  # nobody records a backward
                         return checkpoint(self._torch_forward, input, hx, use_reentrant=False)
@@ -131,13 +150,10 @@ class SequenceModule(FromTorch, nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx, weights, lengths, reset, dtypes)
 
-        x = self._described(x, 2)
-        rank = x.dim()
-        if rank not in (2, 3):
-            raise ValueError(self._rank_message.format(rank))
         for state in states:
             if state.dim() != rank:
                 raise RuntimeError(self._state_rank_message(rank, states))
+        x = self._described(x, 2)
         if rank == 3:
             self._check(x, hx, None)
         else:
@@ -301,6 +317,16 @@ class SequenceModule(FromTorch, nn.RNNBase):
     def extra_repr(self) -> str:
         extra = super().extra_repr()
         return f"{extra}, recompute=True" if self.recompute else extra
+
+    def _slow_forward(self, *input: Any, **kwargs: Any) -> Any:
+        """What calls forward while torch.jit traces.
+
+        The exporter to ONNX that does so gives the defaults of all arguments by position, those of
+        lengths and reset too, which have none.
+        """
+        if torch.onnx.is_in_onnx_export() and all(default is None for default in input[2:]):
+            input = input[:2]
+        return super()._slow_forward(*input, **kwargs)
 
     def __prepare_scriptable__(self) -> None:
         """What torch.jit.script asks for instead of a module that it cannot compile."""

@@ -10,17 +10,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._C import _is_any_autocast_enabled
 from torch.overrides import has_torch_function
 
 from .. import backends
-from ..autograd import layer
+from ..autograd import in_autocast, layer
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, NONLINEARITIES
 from ..functional import are_indices, look_up
 from ..problem import LayerInputs
+from . import _autocast
 from ._dispatch import (
     TorchForward,
+    leaf_of_fx,
     recorded,
     refuse_jit_script,
     refuse_jit_trace,
@@ -65,18 +66,22 @@ class CellModule(FromTorch, nn.RNNCellBase):
         if indices:
             refuse_jit_trace("integer input")
         if has_torch:
-            if rank not in (1, 2) or _is_any_autocast_enabled() or recorded():
+            if rank not in (1, 2) or recorded():
                 return None
+            if in_autocast(input):
+                return self._step_in_autocast(cell, input, h, c)
             state_shape = (*input.shape[:-1], w_hh.shape[-1])
             if (
                 input.shape[-1] != w_ih.shape[-1]
-                or input.dtype != w_ih.dtype
-                or not _is_state(h, state_shape)
-                or not _is_state(c, state_shape)
-                or (c is not None and c.dtype != input.dtype)
+                or not _is_like(w_ih, input)
+                or not _is_like(w_hh, input)
+                or not _is_state(h, state_shape, input)
+                or not _is_state(c, state_shape, input)
                 or self.hidden_size == 0
                 or (b_ih is None) is not (b_hh is None)
             ):
+                if rank == 1 and CELLS[cell].gates > 1:
+                    _refuse_one_by_one(h, c)
                 return None
         else:
             self._check_rank("input", rank)
@@ -107,12 +112,36 @@ class CellModule(FromTorch, nn.RNNCellBase):
         c_n = outputs.c_n
         return remove_dims(outputs.h_n), None if c_n is None else remove_dims(c_n)
 
-    def _step_directly(self, cell: str, input: Tensor, hx: Any) -> Any:
-        """The result of a plain call that nothing but its caller looks at, or None."""
-        direct = backends.direct()
-        if direct is None:
+    def _step_in_autocast(
+        self, cell: str, input: Tensor, h: Tensor | None, c: Tensor | None
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """``_step`` of a transformed call; None: torch's, whose roundings autocast decides."""
+        states = tuple(state for state in (h, c) if isinstance(state, Tensor))
+        weights = [weight for weight in self._weights() if weight is not None]
+        if not backends.transformed():
             return None
-        return direct.step(self.__dict__, input, hx, *DIRECT_CELL[cell], num_threads())
+        dtypes = _autocast.dtypes(CELLS[cell], input, states, weights, by_steps=True)
+        if dtypes is None:
+            return None
+        with torch.autocast(input.device.type, enabled=False):
+            h, c = (
+                state.to(dtypes.compute) if isinstance(state, Tensor) else state for state in (h, c)
+            )
+            step = self._step(cell, input.to(dtypes.compute), h, c)
+        if step is None:
+            return None
+        h, c = step
+        return h.to(dtypes.hidden), None if c is None else c.to(dtypes.cell)
+
+    def _step_directly(self, cell: str, input: Tensor, hx: Any) -> Any:
+        """The result of a plain call that nothing but its caller looks at, or None.
+
+        Of a call that torch.fx traces, its node.
+        """
+        result, direct = None, backends.direct()
+        if direct is not None:
+            result = direct.step(self.__dict__, input, hx, *DIRECT_CELL[cell], num_threads())
+        return leaf_of_fx(self, input, hx) if result is None else result
 
     def _weights(self) -> Weights:
         """The weights as they are now, without the search of ``Module.__getattr__`` if possible."""
@@ -135,8 +164,26 @@ class CellModule(FromTorch, nn.RNNCellBase):
             raise ValueError(f"{cell}: Expected {name} to be 1D or 2D, got {rank}D instead")
 
 
-def _is_state(state: Tensor | None, shape: tuple[int, ...]) -> bool:
-    return state is None or (isinstance(state, Tensor) and state.shape == shape)
+def _is_like(tensor: Tensor, input: Tensor) -> bool:
+    """Whether both are dense, of the same dtype and on the same device."""
+    return (
+        tensor.layout is input.layout is torch.strided
+        and tensor.dtype == input.dtype
+        and tensor.device == input.device
+    )
+
+
+def _is_state(state: Tensor | None, shape: tuple[int, ...], input: Tensor) -> bool:
+    return state is None or (
+        isinstance(state, Tensor) and state.shape == shape and _is_like(state, input)
+    )
+
+
+def _refuse_one_by_one(*states: Tensor | None) -> None:
+    """Of all matrices that are no state of an unbatched input, torch reads this out of bounds."""
+    for k, state in enumerate(states):
+        if isinstance(state, Tensor) and state.shape == (1, 1):
+            raise RuntimeError(f"hidden{k}: expected a vector with an unbatched input, got (1, 1)")
 
 
 def _from_vector(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Around autograd: kept graphs, frozen weights, recomputation, autocast, compiled calls."""
+"""Around autograd: kept graphs, frozen weights, recomputation, compiled calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from cases import Case, arguments, call
 from on_gpu import FLOAT64, REGIMES, compare, device, expected, moved, run
-from tolerances import error_in_tolerances, tolerance
 
 import fastrnn
 
@@ -58,40 +57,6 @@ def test_gradients_of_gradients() -> None:
         (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         second = torch.autograd.grad(grad.square().sum(), list(weights.values()))
     assert all(value.isfinite().all() and value.abs().max() > 0 for value in second[:2])
-
-
-# On the CPU, torch's own LSTM has no float16.
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16][: device().fit(2, 1)], ids=str)
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_autocast(kind: str, dtype: torch.dtype) -> None:
-    """The dtypes of torch.nn, and numbers as near as its own roundings allow."""
-    torch.manual_seed(0)
-    theirs = getattr(torch.nn, kind)(8, 16, device=device().type)
-    ours = getattr(fastrnn, kind)(8, 16, device=device().type)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(5, 3, 8, device=device().type)
-    found = []
-    for module in (theirs, ours):
-        leaf = x.clone().requires_grad_()
-        with torch.autocast(device().type, dtype=dtype):
-            y = module(leaf)[0]
-        found.append((y, *torch.autograd.grad(y.float().sum(), [leaf, *module.parameters()])))
-    bounds = tolerance(dtype, steps=5, fan_in=4 * 16, rows=5 * 3)
-    for wanted, actual in zip(*found, strict=True):
-        assert actual.dtype == wanted.dtype
-        assert error_in_tolerances(actual, wanted, **bounds) <= 1
-
-
-def test_autocast_with_options_beyond_torch() -> None:
-    """The kernels, in the dtype of the weights."""
-    lstm = fastrnn.LSTM(8, 16, device=device().type)
-    x = torch.randn(5, 3, 8, device=device().type)
-    with device().serving() as name, fastrnn.use_backend(name):
-        plain = lstm(x, lengths=[5, 0, 2])[0]
-        with torch.autocast(device().type, dtype=torch.bfloat16):
-            again = lstm(x, lengths=[5, 0, 2])[0]
-    assert again.dtype == torch.float32
-    assert torch.equal(plain, again)
 
 
 def test_compiled() -> None:
