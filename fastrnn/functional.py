@@ -367,8 +367,8 @@ def look_up(
         weights: of the layer, and then of any others.
 
     Returns:
-        ``(*indices.shape, D*G*H)`` and the weights, see ``LayerInputs.x``; or, of few columns and for
-        ONNX, ``(*indices.shape, I)`` and the weights as they came.
+        ``(*indices.shape, D*G*H)`` and the weights, see ``LayerInputs.x``; or, of few columns and
+        for ONNX, ``(*indices.shape, I)`` and the weights as they came.
 
     Raises:
         IndexError: a value is not a column of weight_ih.
