@@ -15,15 +15,22 @@ import fastrnn
 
 from . import onnx_peer
 
+#: What /proc/cpuinfo calls the numbers of a processor.
+_NUMBERS = {"family": "cpu family", "model": "model"}
+
 
 def _cpu_model() -> str:
+    """The processor's name, family and model: virtual machines give several processors one name."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+        first = ""  # not Linux
+    lines = [line.partition(":") for line in first.splitlines()]
+    known = {key.strip(): value.strip() for key, _, value in lines}
+    if "model name" not in known:
+        return platform.processor() or platform.machine()
+    numbers = [f"{name} {known[key]}" for name, key in _NUMBERS.items() if key in known]
+    return ", ".join([known["model name"], *numbers])
 
 
 def _commit() -> str:
