@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -75,6 +75,19 @@ def gradients(outputs: Outputs, case: Case) -> Outputs:
     return {name: to_device(grad) for name, grad in upstream(on_host, case).items()}
 
 
+@contextmanager
+def refusable(regime: str | None) -> Iterator[None]:
+    """Skips where the device has no room for the regime: a part of the GPUs for some, of the cases
+    for others. That each serves a small case where it can is for ``test_gpu_basics.py`` to say; the
+    free choice, and ``stepwise``, are never refused."""
+    try:
+        yield
+    except RuntimeError as error:
+        if regime in (None, "stepwise") or "cannot run this" not in str(error):
+            raise
+        pytest.skip(f"the regime {regime} cannot run this here")
+
+
 def run(
     given: Case | Arguments,
     regime: str | None = None,
@@ -82,23 +95,18 @@ def run(
     *,
     forward: Forward = fastrnn_forward,
     cupy: bool = False,
-    refusable: bool = True,
+    may_skip: bool = True,
     **options: Any,
 ) -> Outputs:
     """Outputs and gradients, brought to the host.
 
-    Skips where the regime cannot run the case, or fails if that is not ``refusable``. ``cupy``: by
+    Where the regime cannot run the case it skips, or fails unless it ``may_skip``. ``cupy``: by
     that backend.
     """
     serving = device().serving_cupy if cupy else device().serving
     there = moved(arguments(given) if isinstance(given, Case) else given)
-    with rounding(math), serving(regime) as name:
-        try:
-            found = results(there, forward, backend=name, grads=gradients, **options)
-        except RuntimeError as error:
-            if not refusable or regime is None or "cannot run this" not in str(error):
-                raise
-            pytest.skip(f"the regime {regime} cannot run this here")
+    with refusable(regime) if may_skip else nullcontext(), rounding(math), serving(regime) as name:
+        found = results(there, forward, backend=name, grads=gradients, **options)
     return {name: value.cpu() for name, value in found.items()}
 
 

@@ -42,7 +42,7 @@ def test_wide_tiles(cell: str, math: Math) -> None:
     """They are those of forward passes in which weights outweigh states. No device lacks them."""
     case = Case(cell, math.dtype, steps=4, hidden_size=70, batch=70, lengths="random")
     wanted = {k: v for k, v in expected(case).items() if not k.startswith("grad")}
-    found = run(case, "grid-1-1-32", math, wanted=(), refusable=False)
+    found = run(case, "grid-1-1-32", math, wanted=(), may_skip=False)
     compare(found, wanted, case, math)
 
 
@@ -58,5 +58,5 @@ def must_have_clusters_of_16() -> bool:
 )
 def test_clusters_of_16(cell: str, math: Math) -> None:
     case = Case(cell, math.dtype, steps=4, hidden_size=130, batch=18, reset="random")
-    found = run(case, "cluster-16", math, refusable=not must_have_clusters_of_16())
+    found = run(case, "cluster-16", math, may_skip=not must_have_clusters_of_16())
     compare(found, expected(case), case, math)

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from cases import Case, arguments, call, upstream
-from on_gpu import FLOAT32, REGIMES, device, moved, run, same_bits, to_device
+from on_gpu import FLOAT32, REGIMES, device, moved, refusable, run, same_bits, to_device
 from torch import Tensor
 
 import fastrnn
@@ -75,12 +75,8 @@ def test_two_streams(regime: str | None) -> None:
     ]
     streams = [device().cuda.Stream() for _ in inputs]
     with device().serving(regime) as name, fastrnn.use_backend(name):
-        try:
+        with refusable(regime):
             alone = [outputs(module, x) for x in inputs]
-        except RuntimeError as error:
-            if regime is None or "cannot run this" not in str(error):
-                raise
-            pytest.skip(f"the regime {regime} cannot run this here")
         device().cuda.synchronize()
         for _ in range(ROUNDS):
             found = []
@@ -129,12 +125,8 @@ def test_the_host_never_waits(regime: str | None, lengths: str) -> None:
     a = moved(arguments(case))
     sources = [tensor.requires_grad_() for tensor in a.differentiable().values()]
     with device().serving(regime) as name, fastrnn.use_backend(name):
-        try:
+        with refusable(regime):
             y = call(a)[0]
-        except RuntimeError as error:
-            if regime is None or "cannot run this" not in str(error):
-                raise
-            pytest.skip(f"the regime {regime} cannot run this here")
         above = to_device(upstream({"output": y.detach().cpu()}, case)["output"])
         wanted = torch.autograd.grad(y, sources, above)
         with device().no_synchronization():
