@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import backends, onnx_export, ops
+from . import _compat, backends, onnx_export, ops
 from .backends.base import DifferentiableBackend, FusedBackend, Gradients, Needs
 from .cells import CELLS
 from .problem import LayerInputs, LayerOutputs, Problem
@@ -220,7 +220,7 @@ def in_autocast(x: Tensor) -> bool:
     if not torch._C._is_any_autocast_enabled():
         return False
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _compat.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def layer(
@@ -257,7 +257,7 @@ def layer(
         keep_cell_states=keep_cell_states,
         training=needs_grad,
     )
-    exporting = torch.compiler.is_exporting()
+    exporting = _compat.is_exporting()
     if exporting and onnx_export.is_exporting():
         return onnx_export.layer(problem, inputs)
     backend = backends.select(problem)

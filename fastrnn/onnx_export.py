@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _compat
 from .problem import LayerInputs, LayerOutputs, Problem
 
 
@@ -50,7 +51,7 @@ _OPERATORS = {
 
 def is_exporting() -> bool:
     """Whether ``torch.onnx.export`` captures a program (not by the exporter of TorchScript)."""
-    return torch.compiler.is_exporting() and _in_onnx_export()
+    return _compat.is_exporting() and _in_onnx_export()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

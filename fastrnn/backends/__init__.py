@@ -69,7 +69,8 @@ _registry: dict[str, Backend] = {}
 class _Forced(threading.local):
     """The backend this thread insists on. (Dynamo traces a thread-local, not a ContextVar.)"""
 
-    name: str | None = None
+    def __init__(self) -> None:
+        self.name: str | None = None  # torch 2.11 would trace the default of a class instead
 
 
 _forced = _Forced()

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import backends
+from .. import _compat, backends
+from ..autograd import in_autocast
 from ..backends.base import FusedBackend
 from ..cells import Cell
 
@@ -29,6 +30,11 @@ class Dtypes(NamedTuple):
     cell: torch.dtype
 
 
+def casts(x: Tensor, *others: Tensor) -> bool:
+    """Whether a call is in a region of autocast, and not all in float64, which it leaves alone."""
+    return in_autocast(x) and any(tensor.dtype != torch.float64 for tensor in (x, *others))
+
+
 def dtypes(
     cell: Cell,
     input: Tensor | PackedSequence,
@@ -40,8 +46,8 @@ def dtypes(
 ) -> Dtypes | None:
     """Those of a call in a region of autocast; None where it is torch.nn's forward that knows them.
 
-    That is where nobody compiles nor transforms, there is a dtype that autocast does not cast
-    (float64), or a compiled call would have no kernels of ours.
+    That is where nobody compiles nor transforms, there is a dtype that autocast does not cast, or
+    a compiled call would have no kernels of ours.
 
     Args:
         by_steps: torch.nn has no operator for the whole call: a cell's, or of packed data.
@@ -53,7 +59,7 @@ def dtypes(
         return None
     if backends.transformed():
         compute = weights[0].dtype
-    elif torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    elif torch.compiler.is_compiling() and not _compat.is_exporting():
         like = backends.example(cell.name, low, x.device, isinstance(input, PackedSequence))
         if not isinstance(backends.select(like), FusedBackend):
             return None

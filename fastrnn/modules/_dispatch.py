@@ -22,7 +22,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
 
-from .. import backends, onnx_export
+from .. import _compat, backends, onnx_export
 
 TorchForward = Callable[..., Any]
 
@@ -34,7 +34,7 @@ def recorded() -> bool:
     or ours, under ``use_backend`` of a backend with kernels.
     """
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() and not (
+        return _compat.is_exporting() and not (
             onnx_export.is_exporting() or backends.insists_on_kernels()
         )
     return _get_tracing_state() is not None
@@ -103,7 +103,7 @@ def seen_by_torch_function(values: Iterable[object], *, options: str | None) -> 
     """
     overriding = next(filter(_overrides_torch, values), None)
     if overriding is None:
-        if torch.compiler.is_exporting():
+        if _compat.is_exporting():
             return False  # a mode of torch.export's own; `recorded` knows what to do then
         # A function mode. torch.set_default_device is one too, without interest in our calls.
         modes = _get_current_function_mode_stack()

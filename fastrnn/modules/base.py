@@ -11,8 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 from torch.utils.checkpoint import checkpoint
 
-from .. import backends
-from ..autograd import in_autocast
+from .. import _compat, backends
 from ..backends.cpu import DIRECT_CELL, num_threads
 from ..cells import CELLS, Cell
 from ..functional import are_indices, sequence, zeros_of_packed
@@ -128,7 +127,7 @@ class SequenceModule(FromTorch, nn.RNNBase):
         dtypes = None
         dense = all(isinstance(w, Tensor) and w.layout is torch.strided for w in weights)
         mixed = any(isinstance(s, Tensor) and s.dtype != x.dtype for s in states)
-        autocast = in_autocast(x) and not torch.compiler.is_exporting()
+        autocast = _autocast.casts(x, *states, *weights) and not _compat.is_exporting()
         if autocast or mixed or not dense or recorded():
             options = self._options(input, lengths, reset)
             if options is None:
