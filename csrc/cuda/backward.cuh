@@ -1,5 +1,6 @@
 // The stages of a step of backpropagation through time. As in forward.cuh, a stage says what
-// happens to one unit of one place once its sums are known; steps are visited in reverse.
+// happens to one unit of one place once its sums are known, in three calls of which load() looks at
+// nothing that it asks for; steps are visited in reverse.
 #pragma once
 
 #include "../core/cells/gru.h"
@@ -58,104 +59,157 @@ class BackwardUnit {
       : p_(args), d_(direction), course_{args.time.steps, direction == 1} {}
 
  protected:
-  FASTRNN_DEVICE void locate(int64_t t, int64_t place, int64_t unit) {
-    const int64_t length = p_.time.length_of(place), after = course_.next(t);
-    j_ = unit, place_ = place, t_ = t;
-    row_ = p_.time.row(t, place), dense_ = p_.time.dense_row(t, place);
-    batch_row_ = d_ * p_.time.batch + p_.time.batch_row(place);
-    last_ = t == course_.last(length);
-    cut_ = !last_ && p_.time.is_reset(after, place);
-    first_ = t == course_.first(length);
+  FASTRNN_DEVICE void locate(const Moment& now, const Place& place, int64_t unit) {
+    now_ = now, place_ = place, j_ = unit;
+    last_ = now.t == course_.last(place.length);
+    first_ = now.t == course_.first(place.length);
+    reset_after_ = last_ ? uint8_t(0) : p_.time.reset_at(course_.next(now.t), place);
   }
-  static FASTRNN_DEVICE N value(const S* p, int64_t i) { return p ? Math::load(p[i]) : N(0); }
-
+  FASTRNN_DEVICE int64_t row() const { return p_.time.row(now_, place_); }
+  FASTRNN_DEVICE int64_t dense() const { return Timeline::dense_row(now_, place_); }
+  FASTRNN_DEVICE int64_t batch_row() const { return d_ * p_.time.batch + place_.batch_row; }
   FASTRNN_DEVICE int64_t by_place(int64_t width) const {
-    return (d_ * p_.time.batch + place_) * width + j_;
+    return (d_ * p_.time.batch + place_.index) * width + j_;
   }
-  // What reaches h of this step other than through weights.
-  FASTRNN_DEVICE N gradient_of_h(bool direct) const {
-    const int64_t R = p_.output;
-    const N above = Math::load(p_.grad_y[(row_ * p_.directions + d_) * R + j_]);
-    if (last_) return above + Math::load(p_.grad_h_n[batch_row_ * R + j_]);
-    return above + (cut_ || !direct ? N(0) : p_.carry[by_place(R)]);
+
+  // What reaches h of this step other than through weights: ask() in load(), value() in finish().
+  class GradientOfH {
+   public:
+    FASTRNN_DEVICE void ask(const BackwardUnit& unit, bool direct) {
+      const Args& p = unit.p_;
+      const int64_t R = p.output;
+      above_ = p.grad_y[(unit.row() * p.directions + unit.d_) * R + unit.j_];
+      h_n_ = unit.last_ ? p.grad_h_n[unit.batch_row() * R + unit.j_] : S{};
+      carry_ = direct && !unit.last_ ? p.carry[unit.by_place(R)] : N(0);
+    }
+    FASTRNN_DEVICE N value(const BackwardUnit& unit) const {
+      return Math::load(above_) + (unit.last_ ? Math::load(h_n_) : unit.unless_cut(carry_));
+    }
+
+   private:
+    S above_ = {}, h_n_ = {};
+    N carry_ = N(0);
+  };
+  class GradientOfC {
+   public:
+    FASTRNN_DEVICE void ask(const BackwardUnit& unit) {
+      const Args& p = unit.p_;
+      const int64_t H = p.hidden;
+      const N* states = p.grad_cell_states;
+      above_ = states ? states[(unit.row() * p.directions + unit.d_) * H + unit.j_] : N(0);
+      c_n_ = unit.last_ && p.grad_c_n ? p.grad_c_n[unit.batch_row() * H + unit.j_] : S{};
+      dc_ = unit.last_ ? N(0) : p.dc[unit.by_place(H)];
+    }
+    FASTRNN_DEVICE N value(const BackwardUnit& unit) const {
+      return above_ + (unit.last_ ? Math::load(c_n_) : unit.unless_cut(dc_));
+    }
+
+   private:
+    N above_ = N(0), dc_ = N(0);
+    S c_n_ = {};
+  };
+  // c that entered this step; `next` is the step that this pass goes to, the one before.
+  class StateBefore {
+   public:
+    FASTRNN_DEVICE void ask(const BackwardUnit& unit, const Moment& next) {
+      const Args& p = unit.p_;
+      reset_ = p.time.reset_at(unit.now_.t, unit.place_);
+      initial_ = unit.first_ && p.c0 ? p.c0[unit.batch_row() * p.hidden + unit.j_] : S{};
+      c_ = unit.first_ ? N(0) : unit.c_of(p.time.row(next, unit.place_));
+    }
+    FASTRNN_DEVICE N value(const BackwardUnit& unit) const {
+      return reset_ ? N(0) : unit.first_ ? Math::load(initial_) : c_;
+    }
+
+   private:
+    uint8_t reset_ = 0;
+    S initial_ = {};
+    N c_ = N(0);
+  };
+
+  FASTRNN_DEVICE S saved(int slot) const {
+    return p_.reserve[(d_ * p_.rows + row()) * p_.reserve_width + slot * p_.hidden + j_];
   }
-  FASTRNN_DEVICE N gradient_of_c() const {
-    const int64_t H = p_.hidden;
-    const N* states = p_.grad_cell_states;
-    const N above = states ? states[(row_ * p_.directions + d_) * H + j_] : N(0);
-    if (last_) return above + value(p_.grad_c_n, batch_row_ * H + j_);
-    return above + (cut_ ? N(0) : p_.dc[by_place(H)]);
-  }
-  FASTRNN_DEVICE N saved(int slot) const {
-    return Math::load(p_.reserve[(d_ * p_.rows + row_) * p_.reserve_width + slot * p_.hidden + j_]);
-  }
-  FASTRNN_DEVICE N h_prev() const { return Math::load(p_.h_prev[d_][dense_ * p_.output + j_]); }
+  FASTRNN_DEVICE S h_prev() const { return p_.h_prev[d_][dense() * p_.output + j_]; }
   FASTRNN_DEVICE N c_of(int64_t row) const {
     return p_.cell_states[(row * p_.directions + d_) * p_.hidden + j_];
   }
-  FASTRNN_DEVICE N c_prev() const {
-    if (p_.time.is_reset(t_, place_)) return N(0);
-    if (first_) return value(p_.c0, batch_row_ * p_.hidden + j_);
-    return c_of(p_.time.row(course_.previous(t_), place_));
-  }
-  // The gradient through W_hh ends where nothing came after, or what came was reset.
-  FASTRNN_DEVICE N through_weights(N sum) const { return last_ || cut_ ? N(0) : sum; }
+  // Gradients from the step after end where that was reset; the one through W_hh also where there
+  // was none.
+  FASTRNN_DEVICE N unless_cut(N v) const { return reset_after_ ? N(0) : v; }
+  FASTRNN_DEVICE N through_weights(N sum) const { return last_ ? N(0) : unless_cut(sum); }
 
   template <class Cell>
   FASTRNN_DEVICE S* da(int slot) const {
     const int column = Gradients<Cell>::column(slot);
-    return p_.da[d_] + dense_ * p_.da_width + column * p_.hidden + j_;
+    return p_.da[d_] + dense() * p_.da_width + column * p_.hidden + j_;
   }
   // Values for exchange 0, of which those of a first step are kept for the initial state.
   FASTRNN_DEVICE void keep_first(int count, const N* values) const {
     if (!first_ || !p_.first.rows) return;
-    S* row = (S*)(p_.first.rows + (d_ * 2 * p_.work.places + place_) * p_.first.row_bytes);
+    const int64_t place = d_ * 2 * p_.work.places + place_.index;
+    S* row = (S*)(p_.first.rows + place * p_.first.row_bytes);
     for (int k = 0; k < count; ++k) row[exchange_index(j_, k, count)] = Math::exchanged(values[k]);
   }
 
   const Args& p_;
   const int d_;
   const Course course_;
-  int64_t t_, j_, place_, row_, dense_, batch_row_;
-  bool last_, cut_, first_;
+  Moment now_;
+  Place place_;
+  int64_t j_ = 0;
+  bool last_ = false, first_ = false;
+  uint8_t reset_after_ = 0;
 };
 
 // The only stage of most cells; with a projection, the second of two.
 template <class Cell, class Math, bool kProjected>
 class CellBackward : public BackwardUnit<Math> {
   using Base = BackwardUnit<Math>;
+  using S = typename Math::Storage;
   using N = typename Math::Number;
 
  public:
   static constexpr int kIn = 1, kOut = Cell::kGates;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(int64_t t, int64_t place, int64_t unit) {
-    this->locate(t, place, unit);
-    if constexpr (!kProjected) dh_ = this->gradient_of_h(Cell::kDirect);
+  FASTRNN_DEVICE void load(const Moment& now, const Moment& next, const Place& place,
+                           int64_t unit) {
+    this->locate(now, place, unit);
+    if constexpr (!kProjected) dh_.ask(*this, Cell::kDirect);
 #pragma unroll
     for (int k = 0; k < Cell::kSaved; ++k) saved_[k] = this->saved(k);
     if constexpr (Cell::kDirect) h_prev_ = this->h_prev();
     if constexpr (Cell::kCellState) {
-      c_ = this->c_of(this->row_), c_prev_ = this->c_prev();
-      dc_ = this->gradient_of_c();
+      c_ = this->c_of(this->row());
+      c_prev_.ask(*this, next), dc_.ask(*this);
     }
   }
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
-    const N dh = kProjected ? sums[0] : dh_ + this->through_weights(sums[0]);
-    N da[Cell::kSaved], direct = N(0), dc_prev = N(0);
-    Cell::backward(saved_, h_prev_, c_prev_, c_, dh, dc_, da, direct, dc_prev);
+    N dh = sums[0], saved[Cell::kSaved], h_prev = N(0), c_prev = N(0), dc = N(0);
+    if constexpr (!kProjected) dh = dh_.value(*this) + this->through_weights(dh);
 #pragma unroll
-    for (int k = 0; k < Cell::kSaved; ++k) *this->template da<Cell>(k) = Math::store(da[k]);
-    if constexpr (Cell::kDirect) this->p_.carry[this->by_place(this->p_.output)] = direct;
-    if constexpr (Cell::kCellState) this->p_.dc[this->by_place(this->p_.hidden)] = dc_prev;
+    for (int k = 0; k < Cell::kSaved; ++k) saved[k] = Math::load(saved_[k]);
+    if constexpr (Cell::kDirect) h_prev = Math::load(h_prev_);
+    if constexpr (Cell::kCellState) c_prev = c_prev_.value(*this), dc = dc_.value(*this);
+    Cell::backward(saved, h_prev, c_prev, c_, dh, dc, da_, direct_, dc_prev_);
 #pragma unroll
-    for (int k = 0; k < kOut; ++k) out[k] = da[k];
-    this->keep_first(kOut, out);
+    for (int k = 0; k < kOut; ++k) out[k] = da_[k];
+  }
+  FASTRNN_DEVICE void store() const {
+#pragma unroll
+    for (int k = 0; k < Cell::kSaved; ++k) *this->template da<Cell>(k) = Math::store(da_[k]);
+    if constexpr (Cell::kDirect) this->p_.carry[this->by_place(this->p_.output)] = direct_;
+    if constexpr (Cell::kCellState) this->p_.dc[this->by_place(this->p_.hidden)] = dc_prev_;
+    this->keep_first(kOut, da_);
   }
 
  private:
-  N dh_ = N(0), saved_[Cell::kSaved], h_prev_ = N(0), c_ = N(0), c_prev_ = N(0), dc_ = N(0);
+  typename Base::GradientOfH dh_;
+  typename Base::GradientOfC dc_;
+  typename Base::StateBefore c_prev_;
+  S saved_[Cell::kSaved] = {}, h_prev_ = {};
+  N c_ = N(0), da_[Cell::kSaved] = {}, direct_ = N(0), dc_prev_ = N(0);
 };
 
 // dh of the projected h; it goes on through W_hr.
@@ -168,73 +222,89 @@ class ProjectionBackward : public BackwardUnit<Math> {
   static constexpr int kIn = 1, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(int64_t t, int64_t place, int64_t unit) {
-    this->locate(t, place, unit);
-    dh_ = this->gradient_of_h(false);
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+    this->locate(now, place, unit);
+    dh_.ask(*this, false);
   }
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
-    out[0] = dh_ + this->through_weights(sums[0]);
-    this->p_.dh[this->d_][this->dense_ * this->p_.output + this->j_] = Math::store(out[0]);
+    sum_ = out[0] = dh_.value(*this) + this->through_weights(sums[0]);
+  }
+  FASTRNN_DEVICE void store() const {
+    this->p_.dh[this->d_][this->dense() * this->p_.output + this->j_] = Math::store(sum_);
   }
 
  private:
-  N dh_;
+  typename Base::GradientOfH dh_;
+  N sum_ = N(0);
 };
 
 template <class Cell, class Math>
 class CandidateBackward : public BackwardUnit<Math> {
   using Base = BackwardUnit<Math>;
+  using S = typename Math::Storage;
   using N = typename Math::Number;
 
  public:
   static constexpr int kIn = 1, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(int64_t t, int64_t place, int64_t unit) {
-    this->locate(t, place, unit);
-    dh_ = this->gradient_of_h(true);
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+    this->locate(now, place, unit);
+    dh_.ask(*this, true);
 #pragma unroll
     for (int k = 0; k < Cell::kSaved; ++k) saved_[k] = this->saved(k);
     h_prev_ = this->h_prev();
   }
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
-    N da_z, direct;
-    Cell::backward_candidate(saved_, h_prev_, dh_ + this->through_weights(sums[0]), da_z, out[0],
-                             direct);
-    *this->template da<Cell>(1) = Math::store(da_z);
-    *this->template da<Cell>(2) = Math::store(out[0]);
-    this->p_.carry[this->by_place(this->p_.output)] = direct;
+    N saved[Cell::kSaved];
+#pragma unroll
+    for (int k = 0; k < Cell::kSaved; ++k) saved[k] = Math::load(saved_[k]);
+    const N dh = dh_.value(*this) + this->through_weights(sums[0]);
+    Cell::backward_candidate(saved, Math::load(h_prev_), dh, da_z_, da_n_, direct_);
+    out[0] = da_n_;
+  }
+  FASTRNN_DEVICE void store() const {
+    *this->template da<Cell>(1) = Math::store(da_z_);
+    *this->template da<Cell>(2) = Math::store(da_n_);
+    this->p_.carry[this->by_place(this->p_.output)] = direct_;
   }
 
  private:
-  N dh_, saved_[Cell::kSaved], h_prev_;
+  typename Base::GradientOfH dh_;
+  S saved_[Cell::kSaved] = {}, h_prev_ = {};
+  N da_z_ = N(0), da_n_ = N(0), direct_ = N(0);
 };
 
 template <class Cell, class Math>
 class GatesBackward : public BackwardUnit<Math> {
   using Base = BackwardUnit<Math>;
+  using S = typename Math::Storage;
   using N = typename Math::Number;
 
  public:
   static constexpr int kIn = 1, kOut = Gradients<Cell>::kThrough;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(int64_t t, int64_t place, int64_t unit) {
-    this->locate(t, place, unit);
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+    this->locate(now, place, unit);
     r_ = this->saved(0), h_prev_ = this->h_prev();
-    da_z_ = Math::load(*this->template da<Cell>(1));
+    da_z_ = *this->template da<Cell>(1);
     direct_ = this->p_.carry[this->by_place(this->p_.output)];
   }
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
-    Cell::backward_gates(r_, h_prev_, sums[0], out[0], direct_);
-    out[1] = da_z_;
-    *this->template da<Cell>(0) = Math::store(out[0]);
+    Cell::backward_gates(Math::load(r_), Math::load(h_prev_), sums[0], da_[0], direct_);
+    da_[1] = Math::load(da_z_);
+    out[0] = da_[0], out[1] = da_[1];
+  }
+  FASTRNN_DEVICE void store() const {
+    *this->template da<Cell>(0) = Math::store(da_[0]);
     this->p_.carry[this->by_place(this->p_.output)] = direct_;
-    this->keep_first(kOut, out);
+    this->keep_first(kOut, da_);
   }
 
  private:
-  N r_, h_prev_, da_z_, direct_;
+  S r_ = {}, h_prev_ = {}, da_z_ = {};
+  N direct_ = N(0), da_[kOut] = {};
 };
 
 template <class Cell_, class Math_, bool kProjected>
@@ -291,19 +361,19 @@ class InitialBackward {
   FASTRNN_DEVICE InitialBackward(const InitialArgs<Math>& args, int direction)
       : p_(args), d_(direction) {}
 
-  FASTRNN_DEVICE void load(int64_t, int64_t place, int64_t unit) {
-    const int64_t B = p_.rows.batch, R = p_.output, length = p_.rows.length_of(place);
+  FASTRNN_DEVICE void load(const Moment&, const Moment&, const Place& one, int64_t unit) {
+    const int64_t B = p_.rows.batch, R = p_.output;
+    const Place place = p_.rows.place(one.index);
     const Course course{p_.rows.steps, d_ == 1};
-    const bool cut = length > 0 && p_.rows.is_reset(course.first(length), place);
-    at_ = (d_ * B + p_.rows.batch_row(place)) * R + unit;
-    through_ = length > 0 && !cut;
-    direct_ = length == 0         ? Math::load(p_.grad_h_n[at_])
+    const bool cut = place.length > 0 && p_.rows.reset_at(course.first(place.length), place) != 0;
+    at_ = (d_ * B + place.batch_row) * R + unit;
+    through_ = place.length > 0 && !cut;
+    direct_ = place.length == 0   ? Math::load(p_.grad_h_n[at_])
               : cut || !p_.direct ? N(0)
-                                  : p_.carry[(d_ * B + place) * R + unit];
+                                  : p_.carry[(d_ * B + place.index) * R + unit];
   }
-  FASTRNN_DEVICE void finish(const N* sums, N*) {
-    p_.grad_h0[at_] = Math::store(direct_ + (through_ ? sums[0] : N(0)));
-  }
+  FASTRNN_DEVICE void finish(const N* sums, N*) { direct_ += through_ ? sums[0] : N(0); }
+  FASTRNN_DEVICE void store() const { p_.grad_h0[at_] = Math::store(direct_); }
 
  private:
   const InitialArgs<Math>& p_;

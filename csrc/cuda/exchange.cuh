@@ -13,6 +13,20 @@ FASTRNN_NAMESPACE_BEGIN
   0  // a debug build ends a kernel that polls one flag this often; 0: never
 #endif
 
+// A tile of places, and which of its team's it is.
+struct Tile {
+  int index = 0, of_team = 0;
+};
+FASTRNN_DEVICE Tile first_tile() { return {int(blockIdx.y), 0}; }
+FASTRNN_DEVICE Tile next(const Tile& tile) {
+  return {tile.index + int(gridDim.y), tile.of_team + 1};
+}
+
+// Blocks that write a part of a row: none of them if last < first.
+struct Writers {
+  int first = 0, last = -1;
+};
+
 // Through global memory. Each block has a flag per stage and tile, which only it writes: the number
 // of steps of which it has written its part. A warp waits for those alone whose values it reads.
 class GlobalExchange {
@@ -24,21 +38,24 @@ class GlobalExchange {
   FASTRNN_DEVICE void begin() const {}
 
   // The row of the tile's first place in the input of a stage.
-  FASTRNN_DEVICE unsigned char* rows(int stage, int64_t step, int tile) const {
+  FASTRNN_DEVICE unsigned char* rows(int stage, int64_t step, const Tile& tile) const {
     const Exchange& e = p_.exchanges[stage];
     const int64_t place =
-        (d_ * 2 + step % 2) * p_.work.places + int64_t(tile) * p_.work.tile_places;
+        (d_ * 2 + step % 2) * p_.work.places + int64_t(tile.index) * p_.work.tile_places;
     return e.rows + place * e.row_bytes;
   }
-  // The calling warp will read [begin, end) of each row; `done` is what their writers' flags say
-  // when they have written.
-  FASTRNN_DEVICE void wait(int stage, int tile, int begin, int end, unsigned done) const {
-    if (!p_.work.flags || begin >= end) return;
+  // Who writes [begin, end) of each row.
+  FASTRNN_DEVICE Writers writers(int stage, int begin, int end) const {
     const Exchange& e = p_.exchanges[stage];
+    if (!p_.work.flags || begin >= end) return {};
+    const int last = (end - 1) / e.producer_bytes;
+    return {begin / e.producer_bytes, last < e.producers ? last : e.producers - 1};  // padded rows
+  }
+  // The calling warp will read what they write; `done` is what their flags say when they have.
+  FASTRNN_DEVICE void wait(int stage, const Tile& tile, Writers writers, unsigned done) const {
+    if (!p_.work.flags) return;
     const unsigned* flags = flags_of(stage, tile);
-    int last = (end - 1) / e.producer_bytes;
-    if (last >= e.producers) last = e.producers - 1;  // rows are padded
-    for (int block = begin / e.producer_bytes + threadIdx.x % 32; block <= last; block += 32) {
+    for (int block = writers.first + int(threadIdx.x % 32); block <= writers.last; block += 32) {
       int spins = 0;
       while (load_acquire(flags + block) < done)
         if (FASTRNN_MOST_SPINS && ++spins == FASTRNN_MOST_SPINS) trap();
@@ -51,15 +68,18 @@ class GlobalExchange {
     if (active) row[index] = value;
   }
   // All of this block's part of the tile has been stored.
-  FASTRNN_DEVICE void publish(int stage, int tile, unsigned done) const {
+  FASTRNN_DEVICE void publish(int stage, const Tile& tile, unsigned done) const {
     sync_block();
     if (p_.work.flags && threadIdx.x == 0) store_release(flags_of(stage, tile) + blockIdx.x, done);
   }
-  FASTRNN_DEVICE void end_stage() const {}
+  // Once for each stage, by all threads: all of the block's tiles have been stored; and no longer
+  // than until others have done the same.
+  FASTRNN_DEVICE void arrive() const {}
+  FASTRNN_DEVICE void wait_for_all() const {}
 
  private:
-  FASTRNN_DEVICE unsigned* flags_of(int stage, int tile) const {
-    const int64_t row = (int64_t(d_) * kMaxStages + stage) * p_.work.tiles + tile;
+  FASTRNN_DEVICE unsigned* flags_of(int stage, const Tile& tile) const {
+    const int64_t row = (int64_t(d_) * kMaxStages + stage) * p_.work.tiles + tile.index;
     return p_.work.flags + row * gridDim.x;
   }
 
@@ -81,22 +101,23 @@ class ClusterExchange {
     const GlobalExchange initial(p_, d_, nullptr);
     for (int stage = 0; stage < p_.stages; ++stage) {
       const int64_t count = p_.work.tile_places * p_.exchanges[stage].row_bytes / 16;
-      for (int tile = blockIdx.y; tile < p_.work.tiles; tile += gridDim.y)
+      for (Tile tile = first_tile(); tile.index < p_.work.tiles; tile = next(tile))
         for (int copy = 0; copy < 2; ++copy) {
           const Vector16* from = (const Vector16*)initial.rows(stage, copy, tile);
           Vector16* to = (Vector16*)rows(stage, copy, tile);
           for (int64_t i = threadIdx.x; i < count; i += kThreads) to[i] = from[i];
         }
     }
-    end_stage();
+    arrive(), wait_for_all();
   }
-  FASTRNN_DEVICE unsigned char* rows(int stage, int64_t step, int tile) const {
+  FASTRNN_DEVICE unsigned char* rows(int stage, int64_t step, const Tile& tile) const {
     const int64_t of_team = int64_t(p_.work.team_tiles) * p_.work.tile_places;
-    const int64_t place = (step % 2) * of_team + tile / gridDim.y * p_.work.tile_places;
+    const int64_t place = (step % 2) * of_team + tile.of_team * p_.work.tile_places;
     const int64_t before = stage ? 2 * of_team * p_.exchanges[0].row_bytes : 0;
     return memory_ + before + place * p_.exchanges[stage].row_bytes;
   }
-  FASTRNN_DEVICE void wait(int, int, int, int, unsigned) const {}
+  FASTRNN_DEVICE Writers writers(int, int, int) const { return {}; }
+  FASTRNN_DEVICE void wait(int, const Tile&, Writers, unsigned) const {}
   // Each of the eight lanes of a unit block gathers all their values, and stores them, in wide
   // stores, to one or two blocks of the cluster. Values of units beyond the last are zero.
   template <class S>
@@ -116,11 +137,9 @@ class ClusterExchange {
       for (int i = 0; i < kVectors; ++i) theirs[i] = all.vectors[i];
     }
   }
-  FASTRNN_DEVICE void publish(int, int, unsigned) const {}  // end_stage() does
-  FASTRNN_DEVICE void end_stage() const {
-    cluster_arrive();
-    cluster_wait();
-  }
+  FASTRNN_DEVICE void publish(int, const Tile&, unsigned) const {}  // arrive() does
+  FASTRNN_DEVICE void arrive() const { cluster_arrive(); }
+  FASTRNN_DEVICE void wait_for_all() const { cluster_wait(); }
 
  private:
   const Layer& p_;

@@ -1,8 +1,11 @@
 // The stages of a step forward: what happens to one unit of one place once its sums are known.
 //
-// A stage is made for a direction; load() reads what can be read before the sums are known, and
-// finish() makes of them the values that go to the next stage. The products, and who is given
-// which unit and place, are in sequence.cuh.
+// A stage is made for a direction, and called three times. load() asks for what can be read before
+// the sums are known. It looks at nothing that it has asked for, not even to convert it: that would
+// wait for it, and the states that others send are waited for afterwards. finish() makes of the
+// sums the values that go to the next stage. store() writes what only later launches and the caller
+// read, when those values have gone out. The products, and who is given which unit and place, are
+// in sequence.cuh.
 #pragma once
 
 #include "../core/cells/gru.h"
@@ -44,42 +47,53 @@ class ForwardUnit {
       : p_(args), d_(direction), course_{args.time.steps, direction == 1} {}
 
  protected:
-  FASTRNN_DEVICE void locate(int64_t t, int64_t place, int64_t unit) {
-    j_ = unit;
-    row_ = p_.time.row(t, place);
-    dense_ = p_.time.dense_row(t, place);
-    batch_row_ = d_ * p_.time.batch + p_.time.batch_row(place);
-    state_ = (d_ * p_.time.batch + place) * p_.hidden + unit;
-    reset_ = p_.time.is_reset(t, place);
-    last_ = t == course_.last(p_.time.length_of(place));
+  FASTRNN_DEVICE void locate(const Moment& now, const Place& place, int64_t unit) {
+    now_ = now, place_ = place, j_ = unit;
+    state_ = (d_ * p_.time.batch + place.index) * p_.hidden + unit;
+    reset_ = p_.time.reset_at(now.t, place);
   }
-  static FASTRNN_DEVICE N value(const S* p, int64_t i) { return p ? Math::load(p[i]) : N(0); }
-  FASTRNN_DEVICE N input(int gates, int g) const {
-    const int64_t H = p_.hidden;
-    return Math::load(p_.gates[d_][(dense_ * gates + g) * H + j_]) + value(p_.b_ih[d_], g * H + j_);
+  static FASTRNN_DEVICE S value(const S* p, int64_t i) { return p ? p[i] : S{}; }
+
+  // The input of a gate, and its biases.
+  struct Input {
+    S x = {}, b_ih = {}, b_hh = {};
+    FASTRNN_DEVICE N of_x() const { return Math::load(x) + Math::load(b_ih); }
+    FASTRNN_DEVICE N bias() const { return Math::load(b_hh); }
+  };
+  FASTRNN_DEVICE Input input(int gates, int g) const {
+    const int64_t H = p_.hidden, dense = Timeline::dense_row(now_, place_);
+    return {p_.gates[d_][(dense * gates + g) * H + j_], value(p_.b_ih[d_], g * H + j_),
+            value(p_.b_hh[d_], g * H + j_)};
   }
-  FASTRNN_DEVICE N bias(int g) const { return value(p_.b_hh[d_], g * p_.hidden + j_); }
-  FASTRNN_DEVICE N state() const { return reset_ ? N(0) : p_.state[state_]; }
+  // Sums and states are ignored where the state was reset; NaN times zero would not be.
+  FASTRNN_DEVICE N unless_reset(N v) const { return reset_ ? N(0) : v; }
+
+  FASTRNN_DEVICE int64_t row() const { return p_.time.row(now_, place_); }
+  FASTRNN_DEVICE int64_t batch_row() const { return d_ * p_.time.batch + place_.batch_row; }
+  FASTRNN_DEVICE bool is_last() const { return now_.t == course_.last(place_.length); }
 
   FASTRNN_DEVICE void save(int slot, N v) const {
     if (p_.reserve)
-      p_.reserve[(d_ * p_.rows + row_) * p_.reserve_width + slot * p_.hidden + j_] = Math::store(v);
+      p_.reserve[(d_ * p_.rows + row()) * p_.reserve_width + slot * p_.hidden + j_] =
+          Math::store(v);
   }
   FASTRNN_DEVICE void output_h(N h) const {
     const S stored = Math::store(h);
-    p_.y[(row_ * p_.directions + d_) * p_.output + j_] = stored;
-    if (last_) p_.h_n[batch_row_ * p_.output + j_] = stored;
+    p_.y[(row() * p_.directions + d_) * p_.output + j_] = stored;
+    if (is_last()) p_.h_n[batch_row() * p_.output + j_] = stored;
   }
   FASTRNN_DEVICE void output_c(N c) const {
-    if (p_.cell_states) p_.cell_states[(row_ * p_.directions + d_) * p_.hidden + j_] = c;
-    if (last_) p_.c_n[batch_row_ * p_.hidden + j_] = Math::store(c);
+    if (p_.cell_states) p_.cell_states[(row() * p_.directions + d_) * p_.hidden + j_] = c;
+    if (is_last()) p_.c_n[batch_row() * p_.hidden + j_] = Math::store(c);
   }
 
   const Args& p_;
   const int d_;
   const Course course_;
-  int64_t j_, row_, dense_, batch_row_, state_;
-  bool reset_, last_;
+  Moment now_;
+  Place place_;
+  int64_t j_ = 0, state_ = 0;
+  uint8_t reset_ = 0;
 };
 
 // The only stage of most cells; with a projection, the first of two.
@@ -92,31 +106,36 @@ class CellForward : public ForwardUnit<Math> {
   static constexpr int kIn = Cell::kGates, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(int64_t t, int64_t place, int64_t unit) {
-    this->locate(t, place, unit);
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+    this->locate(now, place, unit);
 #pragma unroll
-    for (int g = 0; g < kIn; ++g) x_[g] = this->input(kIn, g), r_[g] = this->bias(g);
-    if constexpr (kKeepsState) before_ = this->state();
+    for (int g = 0; g < kIn; ++g) input_[g] = this->input(kIn, g);
+    if constexpr (kKeepsState) before_ = this->p_.state[this->state_];
   }
-
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
-    N saved[Cell::kSaved], h, c = N(0);
-    // A state that was reset has no part in the sums; NaN times zero would have.
+    N x[kIn], r[kIn];
 #pragma unroll
-    for (int g = 0; g < kIn; ++g) r_[g] += this->reset_ ? N(0) : sums[g];
-    Cell::forward(x_, r_, before_, before_, saved, h, c);
+    for (int g = 0; g < kIn; ++g) {
+      x[g] = input_[g].of_x();
+      r[g] = input_[g].bias() + this->unless_reset(sums[g]);
+    }
+    const N before = this->unless_reset(before_);
+    Cell::forward(x, r, before, before, saved_, h_, c_);
+    out[0] = h_;
+  }
+  FASTRNN_DEVICE void store() const {
 #pragma unroll
-    for (int k = 0; k < Cell::kSaved; ++k) this->save(k, saved[k]);
-    if constexpr (Cell::kCellState) this->output_c(c);
-    if constexpr (kKeepsState) this->p_.state[this->state_] = Cell::kCellState ? c : h;
-    if constexpr (!kProjected) this->output_h(h);
-    out[0] = h;
+    for (int k = 0; k < Cell::kSaved; ++k) this->save(k, saved_[k]);
+    if constexpr (Cell::kCellState) this->output_c(c_);
+    if constexpr (kKeepsState) this->p_.state[this->state_] = Cell::kCellState ? c_ : h_;
+    if constexpr (!kProjected) this->output_h(h_);
   }
 
  private:
   static constexpr bool kKeepsState = Cell::kCellState || Cell::kDirect;
-  N x_[kIn], r_[kIn];
+  typename Base::Input input_[kIn];
   N before_ = N(0);  // c of the step before, or h
+  N saved_[Cell::kSaved] = {}, h_ = N(0), c_ = N(0);
 };
 
 // h = W_hr m
@@ -129,12 +148,17 @@ class ProjectionForward : public ForwardUnit<Math> {
   static constexpr int kIn = 1, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(int64_t t, int64_t place, int64_t unit) { this->locate(t, place, unit); }
-  FASTRNN_DEVICE void finish(const N* sums, N* out) {
-    this->output_h(sums[0]);
-    this->save(Cell::kSaved, sums[0]);
-    out[0] = sums[0];
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+    this->locate(now, place, unit);
   }
+  FASTRNN_DEVICE void finish(const N* sums, N* out) { h_ = out[0] = sums[0]; }
+  FASTRNN_DEVICE void store() const {
+    this->output_h(h_);
+    this->save(Cell::kSaved, h_);
+  }
+
+ private:
+  N h_ = N(0);
 };
 
 template <class Cell, class Math>
@@ -146,24 +170,30 @@ class GatesForward : public ForwardUnit<Math> {
   static constexpr int kIn = Cell::kFirstGates, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(int64_t t, int64_t place, int64_t unit) {
-    this->locate(t, place, unit);
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+    this->locate(now, place, unit);
 #pragma unroll
-    for (int g = 0; g < kIn; ++g) x_[g] = this->input(Cell::kGates, g), r_[g] = this->bias(g);
-    h_prev_ = this->state();
+    for (int g = 0; g < kIn; ++g) input_[g] = this->input(Cell::kGates, g);
+    h_prev_ = this->p_.state[this->state_];
   }
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
-    N saved[kIn];
+    N x[kIn], r[kIn];
 #pragma unroll
-    for (int g = 0; g < kIn; ++g) r_[g] += this->reset_ ? N(0) : sums[g];
-    Cell::forward_gates(x_, r_, h_prev_, saved, out[0]);
+    for (int g = 0; g < kIn; ++g) {
+      x[g] = input_[g].of_x();
+      r[g] = input_[g].bias() + this->unless_reset(sums[g]);
+    }
+    Cell::forward_gates(x, r, this->unless_reset(h_prev_), saved_, out[0]);
+  }
+  FASTRNN_DEVICE void store() const {
 #pragma unroll
-    for (int k = 0; k < kIn; ++k) this->save(k, saved[k]);
-    this->p_.update[this->state_] = saved[1];
+    for (int k = 0; k < kIn; ++k) this->save(k, saved_[k]);
+    this->p_.update[this->state_] = saved_[1];
   }
 
  private:
-  N x_[kIn], r_[kIn], h_prev_;
+  typename Base::Input input_[kIn];
+  N h_prev_ = N(0), saved_[kIn] = {};
 };
 
 template <class Cell, class Math>
@@ -176,22 +206,25 @@ class CandidateForward : public ForwardUnit<Math> {
   static constexpr int kIn = 1, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(int64_t t, int64_t place, int64_t unit) {
-    this->locate(t, place, unit);
-    x_ = this->input(Cell::kGates, kGate), r_ = this->bias(kGate);
-    z_ = this->p_.update[this->state_], h_prev_ = this->state();
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+    this->locate(now, place, unit);
+    input_ = this->input(Cell::kGates, kGate);
+    z_ = this->p_.update[this->state_], h_prev_ = this->p_.state[this->state_];
   }
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
-    N n, h;
-    Cell::forward_candidate(x_, r_ + sums[0], z_, h_prev_, n, h);
-    this->save(kGate, n);
-    this->p_.state[this->state_] = h;
-    this->output_h(h);
-    out[0] = h;
+    Cell::forward_candidate(input_.of_x(), input_.bias() + sums[0], z_, this->unless_reset(h_prev_),
+                            n_, h_);
+    out[0] = h_;
+  }
+  FASTRNN_DEVICE void store() const {
+    this->save(kGate, n_);
+    this->p_.state[this->state_] = h_;
+    this->output_h(h_);
   }
 
  private:
-  N x_, r_, z_, h_prev_;
+  typename Base::Input input_;
+  N z_ = N(0), h_prev_ = N(0), n_ = N(0), h_ = N(0);
 };
 
 // A whole step: what sequence.cuh runs.

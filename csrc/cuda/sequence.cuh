@@ -114,15 +114,19 @@ class Sequence {
     exchange_.begin();
     if (split_ > 1)
       cluster_arrive(), cluster_wait();  // nobody stores to a block that has not begun
+    parts_[0] = part_of_warp<0>();
+    if constexpr (Pass::kStages == 2) parts_[1] = part_of_warp<1>();
     const Work& work = p_.work;
     [[maybe_unused]] ProductOf<typename Pass::First> only;
-    for (int64_t s = work.first_step; s < work.end_step; ++s) {
+    Step step = {work.first_step, moment(work.first_step), moment(work.first_step + 1), 0};
+    while (step.index < work.end_step) {
       if constexpr (Pass::kStages == 1) {
-        stage<typename Pass::First, 0>(s, only);
+        stage<typename Pass::First, 0>(step, only);
       } else {
-        if (work.first_stage == 0) stage<typename Pass::First, 0>(s);
-        if (work.end_stage == 2) stage<typename Pass::Second, 1>(s);
+        if (work.first_stage == 0) stage<typename Pass::First, 0>(step);
+        if (work.end_stage == 2) stage<typename Pass::Second, 1>(step);
       }
+      step = {step.index + 1, step.next, moment(step.index + 2), step.now.alive};
     }
   }
 
@@ -141,6 +145,37 @@ class Sequence {
     return p_.products[stage].bricks * parts / kWarps;
   }
   FASTRNN_DEVICE int parts() const { return kWarps / split_; }  // of k that this block has
+
+  // A step in the order of the pass, and what this launch has done before. The step that comes next
+  // is known one ahead: what it says is then there when it is looked at.
+  struct Step {
+    int64_t index;
+    Moment now, next;
+    int64_t alive_before;  // places at the step before; none where that was another launch
+  };
+  FASTRNN_DEVICE Moment moment(int64_t s) const {
+    return s < p_.time.steps ? p_.time.moment(course_.step(s)) : Moment();
+  }
+
+  // The calling warp's part of a stage's product.
+  struct Part {
+    int index;        // among the parts of k
+    int target;       // the block of the cluster for whose units it multiplies
+    int begin, end;   // bricks
+    int skipped;      // bricks of its block before
+    Writers writers;  // of those bricks
+  };
+  template <int kStage>
+  FASTRNN_DEVICE Part part_of_warp() const {
+    const int warp = threadIdx.x / 32, index = rank_ * parts() + warp / split_;
+    const int begin = bricks(kStage, index), end = bricks(kStage, index + 1);
+    return {index,
+            warp % split_,
+            begin,
+            end,
+            begin - bricks(kStage, rank_ * parts()),
+            exchange_.writers(kStage, begin * kBrickBytes, end * kBrickBytes)};
+  }
 
   template <class Stage>
   static constexpr int kBrickVectors = Stage::kIn * Shape::kBlocks * 32;
@@ -194,61 +229,75 @@ class Sequence {
                                    Pass::kStages == 1, Exchanging::kShared>;
 
   template <class Stage, int kStage>
-  FASTRNN_DEVICE void stage(int64_t s) {
+  FASTRNN_DEVICE void stage(const Step& step) {
     ProductOf<Stage> product;
-    stage<Stage, kStage>(s, product);
+    stage<Stage, kStage>(step, product);
   }
   template <class Stage, int kStage>
-  FASTRNN_DEVICE void stage(int64_t s, ProductOf<Stage>& product) {
-    const int64_t t = course_.step(s);
+  FASTRNN_DEVICE void stage(const Step& step, ProductOf<Stage>& product) {
+    bool arrived = false;
     if (groups(kStage, 0) > 0)
-      for (int tile = blockIdx.y; tile < p_.work.tiles; tile += gridDim.y) {
-        const int64_t length = p_.time.length_of(int64_t(tile) * kPlaces);
-        if (t < length) run_tile<Stage, kStage>(s, t, tile, length, product);
+      for (Tile tile = first_tile(); has_rows(tile, step.now.alive); tile = next(tile)) {
+        visit(tile);
+        arrived = !has_rows(next(tile), step.now.alive);
+        run_tile<Stage, kStage>(step, tile, arrived, product);
       }
-    exchange_.end_stage();
+    if (!arrived) exchange_.arrive();
+    exchange_.wait_for_all();
   }
 
+  // Tiles without rows come after those that have some.
+  FASTRNN_DEVICE bool has_rows(const Tile& tile, int64_t alive) const {
+    return tile.index < p_.work.tiles && int64_t(tile.index) * kPlaces < alive;
+  }
+
+  // This thread's place in the tile; known already where the team has one tile.
+  FASTRNN_DEVICE void visit(const Tile& tile) {
+    if (tile.index == visited_) return;
+    const int64_t place = int64_t(tile.index) * kPlaces + threadIdx.x / kUnits;
+    visited_ = tile.index;
+    place_ = place < p_.time.batch ? p_.time.place(place) : Place{place};
+  }
+
+  // last: of the tiles of this stage.
   template <class Stage, int kStage>
-  FASTRNN_DEVICE void run_tile(int64_t s, int64_t t, int tile, int64_t length,
+  FASTRNN_DEVICE void run_tile(const Step& step, const Tile& tile, bool last,
                                ProductOf<Stage>& product_of_warp) {
     constexpr bool kLastStage = kStage == Pass::kStages - 1;
     constexpr int kNext = kLastStage ? 0 : kStage + 1, kHalves = Stage::kIn * Shape::kBlocks;
     const Product& product = p_.products[kStage];
     const Exchange& out = p_.exchanges[kNext];
     const int64_t row_bytes = p_.exchanges[kStage].row_bytes;
-    const int warp = threadIdx.x / 32;
-    // The warp's part of k, and the block of the cluster for whose units it multiplies.
-    const int part = rank_ * parts() + warp / split_, target = warp % split_;
-    const int begin = bricks(kStage, part), end = bricks(kStage, part + 1);
-    const int skipped = begin - bricks(kStage, rank_ * parts());
+    const Part& part = parts_[kStage];
 
     // This thread's unit of a group, and its place.
     const int u = threadIdx.x % kUnits, m = threadIdx.x / kUnits;
-    const int64_t place = int64_t(tile) * kPlaces + m;
-    const bool alive = m < kPlaces && place < p_.time.alive(t);
-    // The steps this launch begins with have their input from before it.
-    const int64_t joins = course_.reverse ? course_.steps - length : 0;
-    const int64_t start = p_.work.first_step > joins ? p_.work.first_step : joins;
-    const bool fed_here = kStage == 0 ? s > start : p_.work.first_stage == 0;
+    const bool alive = m < kPlaces && place_.index < step.now.alive;
+    // What a tile begins with has been there before this launch.
+    const bool fed_here =
+        kStage == 0 ? has_rows(tile, step.alive_before) : p_.work.first_stage == 0;
+    const unsigned char* const states = exchange_.rows(kStage, step.index, tile);
+    unsigned char* const row =
+        exchange_.rows(kNext, step.index + kLastStage, tile) + m * out.row_bytes;
 
     // Blocks of a cluster take the same turns: the first one has the most groups.
-    for (int g = 0; g < groups(kStage, 0); ++g) {
+    const int turns = groups(kStage, 0);
+    for (int g = 0; g < turns; ++g) {
       const int64_t unit = (int64_t(first_group(kStage, rank_)) + g) * kUnits + u;
       const bool active = alive && g < product.per_block && unit < product.units;
       Stage own(p_, d_);
-      if (active) own.load(t, place, unit);
-      const bool multiplies = g < groups(kStage, target);
+      if (active) own.load(step.now, step.next, place_, unit);
+      const bool multiplies = g < groups(kStage, part.target);
       product_of_warp.prepare(
-          weights<Stage, kStage>(target, g) + int64_t(skipped) * kBrickVectors<Stage>, begin,
-          multiplies ? end : begin);
+          weights<Stage, kStage>(part.target, g) + int64_t(part.skipped) * kBrickVectors<Stage>,
+          part.begin, multiplies ? part.end : part.begin);
       if (g == 0 && fed_here)
-        exchange_.wait(kStage, tile, begin * kBrickBytes, end * kBrickBytes, unsigned(s + kStage));
+        exchange_.wait(kStage, tile, part.writers, unsigned(step.index + kStage));
       N* const partial = partial_ + turn_ * (p_.work.partial_bytes / int64_t(sizeof(N)));
       if (multiplies) {
         Sums<Math, kHalves, Shape::kTiles> sums;
-        product_of_warp.run(exchange_.rows(kStage, s, tile), row_bytes, sums);
-        put(sums, split_ > 1 ? remote(partial, target) : partial, part);
+        product_of_warp.run(states, row_bytes, sums);
+        put(sums, split_ > 1 ? remote(partial, part.target) : partial, part.index);
       }
       // Sums of the next turn go elsewhere, so that this is the only barrier of a turn.
       if (split_ > 1)
@@ -256,20 +305,25 @@ class Sequence {
       else
         sync_block();
       turn_ ^= 1;
-      N values[Stage::kOut ? Stage::kOut : 1];
+      N values[Stage::kOut ? Stage::kOut : 1] = {};
       if (active) {
         N total[Stage::kIn];
         take<Stage::kIn>(partial, u, m, total);
         own.finish(total, values);
       }
-      unsigned char* row = exchange_.rows(kNext, s + kLastStage, tile) + m * out.row_bytes;
       const bool some_active = alive && unit / 8 * 8 < product.units;  // of the eight units
 #pragma unroll
       for (int k = 0; k < Stage::kOut; ++k)
-        exchange_.store((S*)row, exchange_index(unit, k, out.width),
-                        Math::exchanged(active ? values[k] : N(0)), active, some_active);
+        exchange_.store((S*)row, exchange_index(unit, k, out.width), Math::exchanged(values[k]),
+                        active, some_active);
+      // Others wait for those values. What the thread stores afterwards is on its way while they
+      // compute.
+      if (g + 1 == turns) {
+        exchange_.publish(kNext, tile, unsigned(step.index + 1));
+        if (last) exchange_.arrive();
+      }
+      if (active) own.store();
     }
-    exchange_.publish(kNext, tile, unsigned(s + 1));
   }
 
   // Partial sums lie by part of k, half-tile, tile, place of it, row; even places before odd ones,
@@ -307,7 +361,10 @@ class Sequence {
   const int d_;
   const Course course_;
   const int split_, rank_;
+  Part parts_[Pass::kStages];
   int turn_ = 0;
+  int visited_ = -1;  // tile
+  Place place_;       // of this thread in it
   unsigned char* const weights_;
   N* const partial_;
   const Exchanging exchange_;

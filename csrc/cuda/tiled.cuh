@@ -108,7 +108,7 @@ class TiledStage {
   static constexpr int kPlaceWarps = kWarps / kParts / kRowWarps;
   static constexpr int kWarpHalves = kHalves / kRowWarps, kWarpTiles = kTiles / kPlaceWarps;
   static constexpr int kBrickVectors = (kHalves + kTiles) * 32;
-  using Tile = WarpTile<Math, kWarpHalves, kWarpTiles>;
+  using OfWarp = WarpTile<Math, kWarpHalves, kWarpTiles>;
   static_assert(kHalves % kRowWarps == 0 && kPieceBricks % kParts == 0, "whole warps");
 
  public:
@@ -118,24 +118,24 @@ class TiledStage {
         course_{args.time.steps, (d_ == 1) != Pass::kBackward},
         split_(args.work.split),
         rank_(split_ > 1 ? int(cluster_rank()) : 0),
-        tile_(int(blockIdx.x) / split_),
+        tile_{int(blockIdx.x) / split_, 0},
         group_(int(blockIdx.y)),
         pieces_((Vector16*)shared),
         sums_((N*)shared),
         exchange_(args, d_, nullptr) {}
 
   FASTRNN_DEVICE void run(int64_t s) {
-    const int64_t t = course_.step(s);
-    if (t >= p_.time.length_of(int64_t(tile_) * kPlaces)) return;
+    const Moment now = p_.time.moment(course_.step(s));
+    if (int64_t(tile_.index) * kPlaces >= now.alive) return;
     {
-      Tile tile;
+      OfWarp tile;
       multiply(s, tile);
       // Pieces give way to sums.
       synchronize();
       put(tile);
     }
     synchronize();
-    finish(s, t);
+    finish(s, now);
   }
 
  private:
@@ -146,7 +146,7 @@ class TiledStage {
       sync_block();
   }
 
-  FASTRNN_DEVICE void multiply(int64_t s, Tile& tile) const {
+  FASTRNN_DEVICE void multiply(int64_t s, OfWarp& tile) const {
     const Product& product = p_.products[kStage];
     const int begin = int(int64_t(product.bricks) * rank_ / split_);
     const int bricks = int(int64_t(product.bricks) * (rank_ + 1) / split_) - begin;
@@ -206,7 +206,7 @@ class TiledStage {
     const int slot = (place % 2 * 4 + place / 2) ^ (half / kGates % 4);
     return (((part * kHalves + half) * (kTiles / split_) + tile) * 8 + slot) * 8 + row;
   }
-  FASTRNN_DEVICE void put(const Tile& tile) const {
+  FASTRNN_DEVICE void put(const OfWarp& tile) const {
     const int warp = threadIdx.x / 32, part = rank_ * kParts + warp % kParts;
     const int first_half = warp / kParts % kRowWarps * kWarpHalves;
     const int first_tile = warp / kParts / kRowWarps * kWarpTiles;
@@ -218,25 +218,27 @@ class TiledStage {
     });
   }
 
-  FASTRNN_DEVICE void finish(int64_t s, int64_t t) const {
+  FASTRNN_DEVICE void finish(int64_t s, const Moment& now) const {
     constexpr bool kLastStage = kStage == Pass::kStages - 1;
     constexpr int kNext = kLastStage ? 0 : kStage + 1;
     constexpr int kTogether = 4;  // of a thread, whose loads are under way together
     const Product& product = p_.products[kStage];
     const Exchange& out = p_.exchanges[kNext];
     const int own_places = kPlaces / split_, skipped = rank_ * own_places;
-    const int64_t first_place = int64_t(tile_) * kPlaces + skipped, alive = p_.time.alive(t);
+    const int64_t first_place = int64_t(tile_.index) * kPlaces + skipped;
+    const Moment next = s + 1 < p_.time.steps ? p_.time.moment(course_.step(s + 1)) : Moment();
     const int u = threadIdx.x % kUnits;
     const int64_t unit = int64_t(group_) * kUnits + u;
     const auto active = [&](int m) {
-      return m < own_places && first_place + m < alive && unit < product.units;
+      return m < own_places && first_place + m < now.alive && unit < product.units;
     };
     constexpr int kStride = kThreads / kUnits;  // places that the block works on at a time
     for (int first = threadIdx.x / kUnits; first < own_places; first += kTogether * kStride) {
       Stage own[kTogether] = {{p_, d_}, {p_, d_}, {p_, d_}, {p_, d_}};
 #pragma unroll
       for (int i = 0; i < kTogether; ++i)
-        if (active(first + i * kStride)) own[i].load(t, first_place + first + i * kStride, unit);
+        if (active(first + i * kStride))
+          own[i].load(now, next, p_.time.place(first_place + first + i * kStride), unit);
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
         const int m = first + i * kStride;
@@ -254,6 +256,7 @@ class TiledStage {
 #pragma unroll
         for (int k = 0; k < Stage::kOut; ++k)
           row[exchange_index(unit, k, out.width)] = Math::exchanged(values[k]);
+        own[i].store();
       }
     }
   }
@@ -262,7 +265,8 @@ class TiledStage {
   const int d_;
   const Course course_;
   const int split_, rank_;
-  const int tile_, group_;
+  const Tile tile_;
+  const int group_;
   Vector16* const pieces_;
   N* const sums_;
   const GlobalExchange exchange_;

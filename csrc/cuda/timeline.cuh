@@ -12,6 +12,16 @@
 
 FASTRNN_NAMESPACE_BEGIN
 
+// A time of the caller's: its first dense row, and how many places are alive at it.
+struct Moment {
+  int64_t t = 0, first_row = 0, alive = 0;
+};
+
+// A place: the batch row that has it, and the number of its steps.
+struct Place {
+  int64_t index = 0, batch_row = 0, length = 0;
+};
+
 struct Timeline {
   int64_t steps = 0, batch = 0;
   const int64_t* offset = nullptr;  // (T + 1) dense rows before each step; null: all rows at each
@@ -21,20 +31,37 @@ struct Timeline {
   const uint8_t* reset = nullptr;   // (T, B) or null, with the strides below
   int64_t reset_step = 0, reset_row = 0;
 
-  FASTRNN_DEVICE int64_t alive(int64_t t) const {
-    return offset ? offset[t + 1] - offset[t] : batch;
+  FASTRNN_DEVICE Moment moment(int64_t t) const {
+    if (!offset) return {t, t * batch, batch};
+    return {t, offset[t], offset[t + 1] - offset[t]};
+  }
+  FASTRNN_DEVICE Place place(int64_t index) const {
+    return {index, batch_row(index), length_of(index)};
   }
   FASTRNN_DEVICE int64_t length_of(int64_t place) const { return length ? length[place] : steps; }
   FASTRNN_DEVICE int64_t batch_row(int64_t place) const { return order ? order[place] : place; }
-  FASTRNN_DEVICE int64_t dense_row(int64_t t, int64_t place) const {
-    return (offset ? offset[t] : t * batch) + place;
+  FASTRNN_DEVICE static int64_t dense_row(const Moment& moment, const Place& place) {
+    return moment.first_row + place.index;
   }
   // Of the caller's tensors.
-  FASTRNN_DEVICE int64_t row(int64_t t, int64_t place) const {
-    return packed ? dense_row(t, place) : t * batch + batch_row(place);
+  FASTRNN_DEVICE int64_t row(const Moment& moment, const Place& place) const {
+    return packed ? dense_row(moment, place) : moment.t * batch + place.batch_row;
   }
-  FASTRNN_DEVICE bool is_reset(int64_t t, int64_t place) const {
-    return reset && reset[t * reset_step + batch_row(place) * reset_row];
+  // Not zero where the states that enter the step are reset. Not compared with zero yet: what
+  // looks at a value waits for it.
+  FASTRNN_DEVICE uint8_t reset_at(int64_t t, const Place& place) const {
+    return reset ? reset[t * reset_step + place.batch_row * reset_row] : uint8_t(0);
+  }
+
+  // The same by step and place.
+  FASTRNN_DEVICE int64_t dense_row(int64_t t, int64_t index) const {
+    return (offset ? offset[t] : t * batch) + index;
+  }
+  FASTRNN_DEVICE int64_t row(int64_t t, int64_t index) const {
+    return packed ? dense_row(t, index) : t * batch + batch_row(index);
+  }
+  FASTRNN_DEVICE bool is_reset(int64_t t, int64_t index) const {
+    return reset_at(t, place(index)) != 0;
   }
 };
 
