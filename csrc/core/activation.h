@@ -83,7 +83,7 @@ FASTRNN_FN V exp(V x) {
 
 template <class V>
 FASTRNN_FN V sigmoid(V x) {
-  return one<V>() / (one<V>() + exp(zero<V>() - x));
+  return reciprocal(one<V>() + exp(zero<V>() - x));
 }
 
 // tanh|x| = m / (m + 2) with m = exp(2|x|) - 1, which keeps its relative accuracy near 0.
@@ -95,7 +95,7 @@ FASTRNN_FN V tanh(V x) {
   V scale, tail;
   exp_parts(a + a, scale, tail);
   const V m = fma(scale, tail, scale - one<V>());
-  return with_sign_of(m / (m + V(T(2))), x);
+  return with_sign_of(quotient(m, m + V(T(2))), x);
 }
 
 FASTRNN_NAMESPACE_END

@@ -31,6 +31,29 @@ FASTRNN_FN V one() {
   return V(typename ScalarOf<V>::type(1));
 }
 
+template <class V>
+FASTRNN_FN V reciprocal(V a) {
+  return one<V>() / a;
+}
+template <class V>
+FASTRNN_FN V quotient(V a, V b) {
+  return a / b;
+}
+#if defined(__CUDA_ARCH__)
+// For a >= 1, and for b from 2 to 2^60. A division proper branches for operands that do not occur
+// here, so that what a thread divides one after the other cannot overlap. Within 1 ULP both; a
+// reciprocal that would be subnormal is 0.
+FASTRNN_FN float reciprocal(float a) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
+  return r;
+}
+FASTRNN_FN float quotient(float a, float b) {
+  const float r = reciprocal(b), q = a * r;
+  return ::fmaf(::fmaf(-q, b, a), r, q);
+}
+#endif
+
 FASTRNN_FN float fma(float a, float b, float c) { return FASTRNN_MATH(fmaf)(a, b, c); }
 FASTRNN_FN double fma(double a, double b, double c) { return FASTRNN_MATH(fma)(a, b, c); }
 FASTRNN_FN float magnitude(float a) { return FASTRNN_MATH(fabsf)(a); }

@@ -62,10 +62,11 @@ class GlobalExchange {
     }
     sync_warp();
   }
-  // A value of a row. Called by all threads: the lanes of a unit block of a place are neighbours.
+  // A value of a row. Called by all threads: the lanes of a unit block of a place are neighbours,
+  // and so are their values.
   template <class S>
-  FASTRNN_DEVICE void store(S* row, int64_t index, S value, bool active, bool) const {
-    if (active) row[index] = value;
+  FASTRNN_DEVICE void store(S* to, S value, bool active, bool) const {
+    if (active) *to = value;
   }
   // All of this block's part of the tile has been stored.
   FASTRNN_DEVICE void publish(int stage, const Tile& tile, unsigned done) const {
@@ -121,7 +122,7 @@ class ClusterExchange {
   // Each of the eight lanes of a unit block gathers all their values, and stores them, in wide
   // stores, to one or two blocks of the cluster. Values of units beyond the last are zero.
   template <class S>
-  FASTRNN_DEVICE void store(S* row, int64_t index, S value, bool, bool some_active) const {
+  FASTRNN_DEVICE void store(S* to, S value, bool, bool some_active) const {
     constexpr int kVectors = 8 * sizeof(S) / 16;
     union {
       S values[8];
@@ -130,7 +131,7 @@ class ClusterExchange {
 #pragma unroll
     for (int i = 0; i < 8; ++i) all.values[i] = shuffle(value, int(threadIdx.x % 32) / 8 * 8 + i);
     if (!some_active) return;
-    Vector16* mine = (Vector16*)(row + index / 8 * 8);
+    Vector16* mine = (Vector16*)(to - threadIdx.x % 8);
     for (unsigned rank = threadIdx.x % 8; rank < cluster_size(); rank += 8) {
       Vector16* theirs = remote(mine, rank);
 #pragma unroll

@@ -18,8 +18,10 @@ struct Exchange {
   int producer_bytes = 0;  // such a part; the last one may be smaller
 };
 
+constexpr int kExchangeStep = 8;  // from one value of a unit to the next
 FASTRNN_FN int64_t exchange_index(int64_t unit, int value, int width) {
-  return (unit / 8 * width + value) * 8 + unit % 8;
+  const uint64_t u = uint64_t(unit);
+  return int64_t((u / 8 * unsigned(width) + unsigned(value)) * kExchangeStep + u % 8);
 }
 
 // A product of a step: every unit has `gates` rows of weights, which meet a row of the exchange.

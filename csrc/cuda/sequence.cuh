@@ -177,6 +177,9 @@ class Sequence {
             exchange_.writers(kStage, begin * kBrickBytes, end * kBrickBytes)};
   }
 
+  // Known to the compiler where states go through shared memory.
+  FASTRNN_DEVICE bool is_resident() const { return Exchanging::kShared || p_.work.resident; }
+
   template <class Stage>
   static constexpr int kBrickVectors = Stage::kIn * Shape::kBlocks * 32;
 
@@ -186,7 +189,7 @@ class Sequence {
   FASTRNN_DEVICE const Vector16* weights(int rank, int group) const {
     const Product& product = p_.products[kStage];
     const int begin = bricks(kStage, rank_ * parts());
-    if (!p_.work.resident) {
+    if (!is_resident()) {
       const int64_t brick = int64_t(first_group(kStage, rank) + group) * product.bricks + begin;
       return product.weights[d_] + brick * kBrickVectors<Stage>;
     }
@@ -201,7 +204,7 @@ class Sequence {
   }
 
   FASTRNN_DEVICE void fetch_weights() {
-    if (!p_.work.resident) return;
+    if (!is_resident()) return;
     fetch<typename Pass::First, 0>();
     if constexpr (Pass::kStages == 2) fetch<typename Pass::Second, 1>();
     sync_block();
@@ -285,6 +288,8 @@ class Sequence {
     for (int g = 0; g < turns; ++g) {
       const int64_t unit = (int64_t(first_group(kStage, rank_)) + g) * kUnits + u;
       const bool active = alive && g < product.per_block && unit < product.units;
+      const bool some_active = alive && unit / 8 * 8 < product.units;  // of the eight units
+      S* const to = (S*)row + exchange_index(unit, 0, out.width);
       Stage own(p_, d_);
       if (active) own.load(step.now, step.next, place_, unit);
       const bool multiplies = g < groups(kStage, part.target);
@@ -297,7 +302,10 @@ class Sequence {
       if (multiplies) {
         Sums<Math, kHalves, Shape::kTiles> sums;
         product_of_warp.run(states, row_bytes, sums);
-        put(sums, split_ > 1 ? remote(partial, part.target) : partial, part.index);
+        if (split_ > 1)
+          put<Stage::kIn>(sums, remote(partial, part.target), part.index);
+        else
+          put<Stage::kIn>(sums, partial, part.index);
       }
       // Sums of the next turn go elsewhere, so that this is the only barrier of a turn.
       if (split_ > 1)
@@ -311,11 +319,9 @@ class Sequence {
         take<Stage::kIn>(partial, u, m, total);
         own.finish(total, values);
       }
-      const bool some_active = alive && unit / 8 * 8 < product.units;  // of the eight units
 #pragma unroll
       for (int k = 0; k < Stage::kOut; ++k)
-        exchange_.store((S*)row, exchange_index(unit, k, out.width), Math::exchanged(values[k]),
-                        active, some_active);
+        exchange_.store(to + k * kExchangeStep, Math::exchanged(values[k]), active, some_active);
       // Others wait for those values. What the thread stores afterwards is on its way while they
       // compute.
       if (g + 1 == turns) {
@@ -326,11 +332,13 @@ class Sequence {
     }
   }
 
-  // Partial sums lie by part of k, half-tile, tile, place of it, row; even places before odd ones,
-  // which spreads a warp's stores over all banks.
-  static FASTRNN_DEVICE int in_tile(int place) { return (place % 2) * 4 + place / 2; }
+  // Partial sums lie by part of k, half-tile, tile, place of it, row. Places are permuted, by the
+  // block of units too, so that the stores of put() and the loads of take() meet all banks.
+  static FASTRNN_DEVICE int in_tile(int place, int unit_block) {
+    return place ^ (place / 4) ^ (unit_block % 2 * 2);
+  }
 
-  template <int kHalves>
+  template <int kGates, int kHalves>
   static FASTRNN_DEVICE void put(const Sums<Math, kHalves, Shape::kTiles>& sums, N* partial,
                                  int part) {
     const int r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
@@ -340,8 +348,8 @@ class Sequence {
       for (int n = 0; n < Shape::kTiles; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e)
-          partial[((part * kHalves + h) * Shape::kTiles + n) * 64 + in_tile(2 * q + e) * 8 + r] =
-              sums.total(h, n, e);
+          partial[((part * kHalves + h) * Shape::kTiles + n) * 64 +
+                  in_tile(2 * q + e, h / kGates) * 8 + r] = sums.total(h, n, e);
   }
   template <int kGates>
   static FASTRNN_DEVICE void take(const N* partial, int u, int m, N* total) {
@@ -349,7 +357,8 @@ class Sequence {
 #pragma unroll
     for (int g = 0; g < kGates; ++g) {
       const int half = u / 8 * kGates + g;
-      const N* p = partial + (half * Shape::kTiles + m / 8) * 64 + in_tile(m % 8) * 8 + u % 8;
+      const N* p =
+          partial + (half * Shape::kTiles + m / 8) * 64 + in_tile(m % 8, u / 8) * 8 + u % 8;
       N sum = p[0];
 #pragma unroll
       for (int w = 1; w < kWarps; ++w) sum += p[w * kHalves * Shape::kTiles * 64];
