@@ -38,8 +38,8 @@ MUTATIONS = {
     ),
     "flag of the step before": (
         "sequence.cuh",
-        "end * kBrickBytes, unsigned(s + kStage))",
-        "end * kBrickBytes, unsigned(s + kStage - 1))",
+        "part.writers, unsigned(step.index + kStage))",
+        "part.writers, unsigned(step.index + kStage - 1))",
         "grid-1-1",
     ),
     "no barrier before sums are taken": (
@@ -70,9 +70,29 @@ MUTATIONS = {
     "one copy of the states": ("exchange.cuh", "(step % 2) * of_team", "0 * step", "cluster-2-1"),
     "stages do not end with a barrier": (
         "exchange.cuh",
-        "    cluster_arrive();\n    cluster_wait();",
-        "",
+        "{ cluster_arrive(); }\n  FASTRNN_DEVICE void wait_for_all() const { cluster_wait(); }",
+        "{}\n  FASTRNN_DEVICE void wait_for_all() const {}",
         "cluster-2-1",
+    ),
+    "arrived before the states have gone out": (
+        "sequence.cuh",
+        "      N values[Stage::kOut ? Stage::kOut : 1] = {};",
+        "      if (last && g + 1 == turns) exchange_.arrive();\n"
+        "      last = last && g + 1 != turns;\n"
+        "      N values[Stage::kOut ? Stage::kOut : 1] = {};",
+        "cluster-2-1",
+    ),
+    "writers of a part of its bricks": (
+        "exchange.cuh",
+        "last < e.producers ? last : e.producers - 1}",
+        "begin / e.producer_bytes}",
+        "grid-1-1",
+    ),
+    "the place of the first tile": (
+        "sequence.cuh",
+        "if (tile.index == visited_) return;",
+        "if (visited_ >= 0) return;",
+        "grid-8-1",
     ),
     "pieces are read before they are there": (
         "tiled.cuh",
@@ -100,8 +120,8 @@ MUTATIONS = {
     ),
     "no barrier before tiled sums are taken": (
         "tiled.cuh",
-        "    synchronize();\n    finish(s, t);",
-        "    finish(s, t);",
+        "    synchronize();\n    finish(s, now);",
+        "    finish(s, now);",
         "tiled-1",
     ),
     "a block's barrier for sums of a cluster": (

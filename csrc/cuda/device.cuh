@@ -91,6 +91,13 @@ FASTRNN_DEVICE BFloat16 shuffle(BFloat16 value, int lane) {
 FASTRNN_DEVICE bool all_of_warp(bool value) { return __all_sync(0xffffffffu, value); }
 FASTRNN_DEVICE bool any_of_warp(bool value) { return __any_sync(0xffffffffu, value); }
 
+// An offset, computed here: the compiler would do so where it is used, behind a barrier for
+// example.
+FASTRNN_DEVICE int64_t computed(int64_t offset) {
+  asm volatile("" : "+l"(offset));
+  return offset;
+}
+
 // Ends the kernel with an error.
 FASTRNN_DEVICE void trap() { __trap(); }
 

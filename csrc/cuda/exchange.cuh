@@ -37,12 +37,12 @@ class GlobalExchange {
       : p_(layer), d_(direction) {}
   FASTRNN_DEVICE void begin() const {}
 
-  // The row of the tile's first place in the input of a stage.
-  FASTRNN_DEVICE unsigned char* rows(int stage, int64_t step, const Tile& tile) const {
-    const Exchange& e = p_.exchanges[stage];
+  // The input of a stage, and where in it the row of the tile's first place lies.
+  FASTRNN_DEVICE unsigned char* rows(int stage) const { return p_.exchanges[stage].rows; }
+  FASTRNN_DEVICE int64_t offset(int stage, int64_t step, const Tile& tile) const {
     const int64_t place =
         (d_ * 2 + step % 2) * p_.work.places + int64_t(tile.index) * p_.work.tile_places;
-    return e.rows + place * e.row_bytes;
+    return place * p_.exchanges[stage].row_bytes;
   }
   // Who writes [begin, end) of each row.
   FASTRNN_DEVICE Writers writers(int stage, int begin, int end) const {
@@ -54,7 +54,7 @@ class GlobalExchange {
   // The calling warp will read what they write; `done` is what their flags say when they have.
   FASTRNN_DEVICE void wait(int stage, const Tile& tile, Writers writers, unsigned done) const {
     if (!p_.work.flags) return;
-    const unsigned* flags = flags_of(stage, tile);
+    const unsigned* flags = p_.work.flags + flag(stage, tile) - blockIdx.x;
     for (int block = writers.first + int(threadIdx.x % 32); block <= writers.last; block += 32) {
       int spins = 0;
       while (load_acquire(flags + block) < done)
@@ -68,10 +68,15 @@ class GlobalExchange {
   FASTRNN_DEVICE void store(S* to, S value, bool active, bool) const {
     if (active) *to = value;
   }
+  // Where this block's flag for a tile lies.
+  FASTRNN_DEVICE int64_t flag(int stage, const Tile& tile) const {
+    const int64_t row = (int64_t(d_) * kMaxStages + stage) * p_.work.tiles + tile.index;
+    return row * gridDim.x + blockIdx.x;
+  }
   // All of this block's part of the tile has been stored.
-  FASTRNN_DEVICE void publish(int stage, const Tile& tile, unsigned done) const {
+  FASTRNN_DEVICE void publish(int64_t flag, unsigned done) const {
     sync_block();
-    if (p_.work.flags && threadIdx.x == 0) store_release(flags_of(stage, tile) + blockIdx.x, done);
+    if (p_.work.flags && threadIdx.x == 0) store_release(p_.work.flags + flag, done);
   }
   // Once for each stage, by all threads: all of the block's tiles have been stored; and no longer
   // than until others have done the same.
@@ -79,11 +84,6 @@ class GlobalExchange {
   FASTRNN_DEVICE void wait_for_all() const {}
 
  private:
-  FASTRNN_DEVICE unsigned* flags_of(int stage, const Tile& tile) const {
-    const int64_t row = (int64_t(d_) * kMaxStages + stage) * p_.work.tiles + tile.index;
-    return p_.work.flags + row * gridDim.x;
-  }
-
   const Layer& p_;
   const int d_;
 };
@@ -104,18 +104,20 @@ class ClusterExchange {
       const int64_t count = p_.work.tile_places * p_.exchanges[stage].row_bytes / 16;
       for (Tile tile = first_tile(); tile.index < p_.work.tiles; tile = next(tile))
         for (int copy = 0; copy < 2; ++copy) {
-          const Vector16* from = (const Vector16*)initial.rows(stage, copy, tile);
-          Vector16* to = (Vector16*)rows(stage, copy, tile);
+          const auto* from =
+              (const Vector16*)(initial.rows(stage) + initial.offset(stage, copy, tile));
+          auto* to = (Vector16*)(rows(stage) + offset(stage, copy, tile));
           for (int64_t i = threadIdx.x; i < count; i += kThreads) to[i] = from[i];
         }
     }
     arrive(), wait_for_all();
   }
-  FASTRNN_DEVICE unsigned char* rows(int stage, int64_t step, const Tile& tile) const {
+  FASTRNN_DEVICE unsigned char* rows(int) const { return memory_; }
+  FASTRNN_DEVICE int64_t offset(int stage, int64_t step, const Tile& tile) const {
     const int64_t of_team = int64_t(p_.work.team_tiles) * p_.work.tile_places;
     const int64_t place = (step % 2) * of_team + tile.of_team * p_.work.tile_places;
     const int64_t before = stage ? 2 * of_team * p_.exchanges[0].row_bytes : 0;
-    return memory_ + before + place * p_.exchanges[stage].row_bytes;
+    return before + place * p_.exchanges[stage].row_bytes;
   }
   FASTRNN_DEVICE Writers writers(int, int, int) const { return {}; }
   FASTRNN_DEVICE void wait(int, const Tile&, Writers, unsigned) const {}
@@ -138,7 +140,8 @@ class ClusterExchange {
       for (int i = 0; i < kVectors; ++i) theirs[i] = all.vectors[i];
     }
   }
-  FASTRNN_DEVICE void publish(int, const Tile&, unsigned) const {}  // arrive() does
+  FASTRNN_DEVICE int64_t flag(int, const Tile&) const { return 0; }
+  FASTRNN_DEVICE void publish(int64_t, unsigned) const {}  // arrive() does
   FASTRNN_DEVICE void arrive() const { cluster_arrive(); }
   FASTRNN_DEVICE void wait_for_all() const { cluster_wait(); }
 

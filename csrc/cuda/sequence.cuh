@@ -48,17 +48,23 @@ class Multiplication {
     fetch(begin);
   }
 
-  FASTRNN_DEVICE void run(const unsigned char* rows, int64_t row_bytes, Result& sums) {
+  // Where the calling lane's first vector of a tile lies whose rows begin there.
+  static FASTRNN_DEVICE int64_t of_lane(int64_t rows, int64_t row_bytes, int brick) {
     const int lane = threadIdx.x % 32;
+    return rows + Result::state_row(0, lane) * row_bytes + brick * kBrickBytes + lane % 4 * 16;
+  }
+  // states_of_lane: of the first brick.
+  FASTRNN_DEVICE void run(const unsigned char* states_of_lane, int64_t row_bytes, Result& sums) {
+    const int64_t step = (Result::state_row(1, 0) - Result::state_row(0, 0)) * row_bytes;
     for (int brick = begin_; brick < end_; brick += kAhead) {
+      const unsigned char* const first = states_of_lane + (brick - begin_) * kBrickBytes;
       Vector16 states[kAhead][Result::kLoads];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         if (brick + i >= end_) break;
 #pragma unroll
         for (int n = 0; n < Result::kLoads; ++n) {
-          const unsigned char* p = rows + Result::state_row(n, lane) * row_bytes +
-                                   (brick + i) * kBrickBytes + (lane % 4) * 16;
+          const unsigned char* p = first + n * step + i * kBrickBytes;
           states[i][n] = kShared ? *(const Vector16*)p : load_exchanged(p);
         }
       }
@@ -279,9 +285,12 @@ class Sequence {
     // What a tile begins with has been there before this launch.
     const bool fed_here =
         kStage == 0 ? has_rows(tile, step.alive_before) : p_.work.first_stage == 0;
-    const unsigned char* const states = exchange_.rows(kStage, step.index, tile);
-    unsigned char* const row =
-        exchange_.rows(kNext, step.index + kLastStage, tile) + m * out.row_bytes;
+    const int64_t from = computed(ProductOf<Stage>::of_lane(
+        exchange_.offset(kStage, step.index, tile), row_bytes, part.begin));
+    const int64_t row =
+        exchange_.offset(kNext, step.index + kLastStage, tile) / int64_t(sizeof(S)) +
+        m * (out.row_bytes / int64_t(sizeof(S)));
+    const int64_t flag = computed(exchange_.flag(kNext, tile));
 
     // Blocks of a cluster take the same turns: the first one has the most groups.
     const int turns = groups(kStage, 0);
@@ -289,7 +298,7 @@ class Sequence {
       const int64_t unit = (int64_t(first_group(kStage, rank_)) + g) * kUnits + u;
       const bool active = alive && g < product.per_block && unit < product.units;
       const bool some_active = alive && unit / 8 * 8 < product.units;  // of the eight units
-      S* const to = (S*)row + exchange_index(unit, 0, out.width);
+      const int64_t to = computed(row + exchange_index(unit, 0, out.width));
       Stage own(p_, d_);
       if (active) own.load(step.now, step.next, place_, unit);
       const bool multiplies = g < groups(kStage, part.target);
@@ -301,7 +310,7 @@ class Sequence {
       N* const partial = partial_ + turn_ * (p_.work.partial_bytes / int64_t(sizeof(N)));
       if (multiplies) {
         Sums<Math, kHalves, Shape::kTiles> sums;
-        product_of_warp.run(states, row_bytes, sums);
+        product_of_warp.run(exchange_.rows(kStage) + from, row_bytes, sums);
         if (split_ > 1)
           put<Stage::kIn>(sums, remote(partial, part.target), part.index);
         else
@@ -321,11 +330,12 @@ class Sequence {
       }
 #pragma unroll
       for (int k = 0; k < Stage::kOut; ++k)
-        exchange_.store(to + k * kExchangeStep, Math::exchanged(values[k]), active, some_active);
+        exchange_.store((S*)exchange_.rows(kNext) + to + k * kExchangeStep,
+                        Math::exchanged(values[k]), active, some_active);
       // Others wait for those values. What the thread stores afterwards is on its way while they
       // compute.
       if (g + 1 == turns) {
-        exchange_.publish(kNext, tile, unsigned(step.index + 1));
+        exchange_.publish(flag, unsigned(step.index + 1));
         if (last) exchange_.arrive();
       }
       if (active) own.store();

@@ -152,7 +152,8 @@ class TiledStage {
     const int bricks = int(int64_t(product.bricks) * (rank_ + 1) / split_) - begin;
     const Vector16* weights =
         product.weights[d_] + (int64_t(group_) * product.bricks + begin) * kHalves * 32;
-    const unsigned char* states = exchange_.rows(kStage, s, tile_) + begin * kBrickBytes;
+    const unsigned char* states =
+        exchange_.rows(kStage) + exchange_.offset(kStage, s, tile_) + begin * kBrickBytes;
 
     const int warp = threadIdx.x / 32, part = warp % kParts;
     const int half = warp / kParts % kRowWarps * kWarpHalves;
@@ -251,7 +252,7 @@ class TiledStage {
             total[g] += sums_[at(part, u / 8 * kGates + g, m / 8, m % 8, u % 8)];
         }
         own[i].finish(total, values);
-        S* row = (S*)(exchange_.rows(kNext, s + kLastStage, tile_) +
+        S* row = (S*)(exchange_.rows(kNext) + exchange_.offset(kNext, s + kLastStage, tile_) +
                       int64_t(skipped + m) * out.row_bytes);
 #pragma unroll
         for (int k = 0; k < Stage::kOut; ++k)

@@ -36,6 +36,7 @@ template <class T>
 T shuffle(T value, int lane);
 bool all_of_warp(bool value);
 bool any_of_warp(bool value);
+int64_t computed(int64_t offset);
 void trap();
 unsigned load_acquire(const unsigned* p);
 void store_release(unsigned* p, unsigned value);

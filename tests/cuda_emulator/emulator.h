@@ -61,6 +61,8 @@ T shuffle_xor(T value, int mask) {
 inline bool all_of_warp(bool value) { return emulator::vote(value) == ~0u; }
 inline bool any_of_warp(bool value) { return emulator::vote(value) != 0; }
 
+inline int64_t computed(int64_t offset) { return offset; }
+
 inline void trap() { emulator::trap(); }
 
 // ---- Memory shared between blocks
