@@ -18,7 +18,7 @@ class CompilationError(RuntimeError):
     """The message is NVRTC's log."""
 
 
-def _toolkits() -> Iterator[Path]:
+def toolkits() -> Iterator[Path]:
     """Folders of CUDA toolkits: named by the environment, nvcc's, the usual place."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if os.environ.get(name):
@@ -28,7 +28,7 @@ def _toolkits() -> Iterator[Path]:
     yield Path("/usr/local/cuda")
 
 
-def _packages() -> Iterator[Path]:
+def packages() -> Iterator[Path]:
     """Folders of the wheels nvidia-cuda-nvrtc: for CUDA 13, and for 12."""
     for name in ("nvidia.cu13", "nvidia.cuda_nvrtc"):
         try:
@@ -42,8 +42,8 @@ def _packages() -> Iterator[Path]:
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """NVRTC, from a wheel, a toolkit or the system; None where there is none."""
-    folders = [folder / "lib" for folder in _packages()]
-    folders += [folder / "lib64" for folder in _toolkits()]
+    folders = [folder / "lib" for folder in packages()]
+    folders += [folder / "lib64" for folder in toolkits()]
     paths = [folder / name for folder in folders for name in _NAMES]
     for path in filter(Path.exists, paths):
         # It looks for these by their name only, which finds them once they are loaded.

@@ -82,12 +82,6 @@ MUTATIONS = {
         "      N values[Stage::kOut ? Stage::kOut : 1] = {};",
         "cluster-2-1",
     ),
-    "writers of a part of its bricks": (
-        "exchange.cuh",
-        "last < e.producers ? last : e.producers - 1}",
-        "begin / e.producer_bytes}",
-        "grid-1-1",
-    ),
     "the place of the first tile": (
         "sequence.cuh",
         "if (tile.index == visited_) return;",

@@ -35,7 +35,7 @@ __global__ void lanes(Lanes args) {
   args.out[128 + lane] = double(to_float(shuffle(to_half(float(value)), args.source[lane])));
   args.out[160 + lane] = double(to_float(shuffle(to_bfloat16(float(value)), args.source[lane])));
   args.out[64 + lane] = any_of_warp(value > 30);
-  args.out[96 + lane] = all_of_warp(value > 0);
+  args.out[computed(96 + lane)] = all_of_warp(value > 0);
 }
 
 struct Conversions {
