@@ -95,14 +95,18 @@ def test_outputs_leave_after_the_flag(direction: str, cell: str) -> None:
 
 @pytest.mark.parametrize("direction", PASSES)
 def test_outputs_leave_between_arriving_and_waiting(direction: str) -> None:
-    """The same in a cluster, whose barrier begins with a fence."""
+    """The same in a cluster, whose barrier begins with a fence; then the next step is prepared."""
     code = sequence(direction, "Lstm", "ClusterExchange")
     outputs = positions(code, r"STG\.E(\.U16|\.64|\.128)?$")
     arrivals = [i for i in positions(code, "UCGABAR_ARV") if i < min(outputs)]
     waits = positions(code, "UCGABAR_WAIT")
     assert arrivals
     assert not [i for i in waits if arrivals[-1] < i < max(outputs)]
-    assert [i for i in waits if i > max(outputs)]
+    wait = min(i for i in waits if i > max(outputs))
+    # What the next step needs is asked for in time, too, and not looked at.
+    asked = [i for i in positions(code, re.escape(VALUE)) if max(outputs) < i < wait]
+    assert len(asked) == (12 if direction == "ForwardPass" else 8)
+    assert not [i for i in looked_at(code) if asked[0] < i < wait]
 
 
 @pytest.mark.parametrize("direction", PASSES)

@@ -123,16 +123,18 @@ class Sequence {
     parts_[0] = part_of_warp<0>();
     if constexpr (Pass::kStages == 2) parts_[1] = part_of_warp<1>();
     const Work& work = p_.work;
-    [[maybe_unused]] ProductOf<typename Pass::First> only;
-    Step step = {work.first_step, moment(work.first_step), moment(work.first_step + 1), 0};
+    [[maybe_unused]] ProductOf<typename Pass::First> product;
+    [[maybe_unused]] typename Pass::First unit(p_, d_);
+    const int64_t first = work.first_step;
+    Step step = {first, moment(first), moment(first + 1), moment(first + 2), 0};
     while (step.index < work.end_step) {
       if constexpr (Pass::kStages == 1) {
-        stage<typename Pass::First, 0>(step, only);
+        stage<typename Pass::First, 0>(step, product, unit);
       } else {
         if (work.first_stage == 0) stage<typename Pass::First, 0>(step);
         if (work.end_stage == 2) stage<typename Pass::Second, 1>(step);
       }
-      step = {step.index + 1, step.next, moment(step.index + 2), step.now.alive};
+      step = {step.index + 1, step.next, step.after, moment(step.index + 3), step.now.alive};
     }
   }
 
@@ -152,11 +154,11 @@ class Sequence {
   }
   FASTRNN_DEVICE int parts() const { return kWarps / split_; }  // of k that this block has
 
-  // A step in the order of the pass, and what this launch has done before. The step that comes next
-  // is known one ahead: what it says is then there when it is looked at.
+  // A step in the order of the pass, and what this launch has done before. What is read of steps to
+  // come is asked for early enough to be there when it is looked at.
   struct Step {
     int64_t index;
-    Moment now, next;
+    Moment now, next, after;
     int64_t alive_before;  // places at the step before; none where that was another launch
   };
   FASTRNN_DEVICE Moment moment(int64_t s) const {
@@ -240,16 +242,17 @@ class Sequence {
   template <class Stage, int kStage>
   FASTRNN_DEVICE void stage(const Step& step) {
     ProductOf<Stage> product;
-    stage<Stage, kStage>(step, product);
+    Stage unit(p_, d_);
+    stage<Stage, kStage>(step, product, unit);
   }
   template <class Stage, int kStage>
-  FASTRNN_DEVICE void stage(const Step& step, ProductOf<Stage>& product) {
+  FASTRNN_DEVICE void stage(const Step& step, ProductOf<Stage>& product, Stage& unit) {
     bool arrived = false;
     if (groups(kStage, 0) > 0)
       for (Tile tile = first_tile(); has_rows(tile, step.now.alive); tile = next(tile)) {
         visit(tile);
         arrived = !has_rows(next(tile), step.now.alive);
-        run_tile<Stage, kStage>(step, tile, arrived, product);
+        run_tile<Stage, kStage>(step, tile, arrived, product, unit);
       }
     if (!arrived) exchange_.arrive();
     exchange_.wait_for_all();
@@ -268,10 +271,10 @@ class Sequence {
     place_ = place < p_.time.batch ? p_.time.place(place) : Place{place};
   }
 
-  // last: of the tiles of this stage.
+  // last: of the tiles of this stage. own: what this thread has asked for already, or will.
   template <class Stage, int kStage>
   FASTRNN_DEVICE void run_tile(const Step& step, const Tile& tile, bool last,
-                               ProductOf<Stage>& product_of_warp) {
+                               ProductOf<Stage>& product_of_warp, Stage& own) {
     constexpr bool kLastStage = kStage == Pass::kStages - 1;
     constexpr int kNext = kLastStage ? 0 : kStage + 1, kHalves = Stage::kIn * Shape::kBlocks;
     const Product& product = p_.products[kStage];
@@ -299,8 +302,7 @@ class Sequence {
       const bool active = alive && g < product.per_block && unit < product.units;
       const bool some_active = alive && unit / 8 * 8 < product.units;  // of the eight units
       const int64_t to = computed(row + exchange_index(unit, 0, out.width));
-      Stage own(p_, d_);
-      if (active) own.load(step.now, step.next, place_, unit);
+      if (active && asked_ != step.index) own.load(step.now, step.next, place_, unit);
       const bool multiplies = g < groups(kStage, part.target);
       product_of_warp.prepare(
           weights<Stage, kStage>(part.target, g) + int64_t(part.skipped) * kBrickVectors<Stage>,
@@ -339,6 +341,14 @@ class Sequence {
         if (last) exchange_.arrive();
       }
       if (active) own.store();
+      // In a grid, what a step needs travels while flags are waited for. In a cluster the barrier
+      // is all there is to wait for; it is asked for before, if the thread has one unit and place
+      // only.
+      if (Exchanging::kShared && Pass::kStages == 1 && turns == 1 && p_.work.team_tiles == 1) {
+        asked_ = step.index + 1;
+        if (place_.index < step.next.alive && m < kPlaces && unit < product.units)
+          own.load(step.next, step.after, place_, unit);
+      }
     }
   }
 
@@ -382,8 +392,9 @@ class Sequence {
   const int split_, rank_;
   Part parts_[Pass::kStages];
   int turn_ = 0;
-  int visited_ = -1;  // tile
-  Place place_;       // of this thread in it
+  int64_t asked_ = -1;  // step of which this thread has asked for all that it needs
+  int visited_ = -1;    // tile
+  Place place_;         // of this thread in it
   unsigned char* const weights_;
   N* const partial_;
   const Exchanging exchange_;
