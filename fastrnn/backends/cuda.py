@@ -8,7 +8,9 @@ products is dense, so that no product meets padding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -75,26 +77,43 @@ def _arithmetic(problem: Problem) -> int:
     return _MATH[problem.dtype]
 
 
-class _Products:
-    """torch's products as cuDNN's RNNs would make them: in TF32 by their flag, not by matmul's."""
+#: What products of an arithmetic are to have; of the others torch has no choice.
+_PRECISION = {_TF32: "tf32", _MATH[torch.float32]: "ieee"}
 
-    def __init__(self, math: int) -> None:
-        self.before = self.wanted = ""
-        if math in (_TF32, _MATH[torch.float32]):
-            self.wanted = "tf32" if math == _TF32 else "ieee"
+#: Of those who change torch's setting for products. Reentrant, as what runs within products (a
+#: dispatch mode, a finalizer) may call a layer.
+_turn = threading.RLock()
 
-    def __enter__(self) -> None:
-        if not self.wanted:
+
+def _tuning() -> bool:
+    """Whether TunableOp makes the products. It asks for the setting by the legacy function, which
+    raises where somebody has used the other one."""
+    return torch.backends.cuda.is_built() and torch.cuda.tunable.is_enabled()
+
+
+@contextmanager
+def _products(math: int) -> Iterator[None]:
+    """torch's products as cuDNN's RNNs would make them: in TF32 by their flag, not by matmul's.
+
+    torch has that setting only for the whole process. So calls take turns, those too that find
+    what they want: it may be there for a turn only.
+    """
+    wanted = _PRECISION.get(math)
+    if wanted is None or _tuning():
+        yield
+        return
+    with _turn:
+        before = _precision_of("cuda", "matmul")
+        if before == wanted or (before == "none" and wanted == "ieee"):
+            yield
             return
-        self.before = _precision_of("cuda", "matmul")
-        if self.before == self.wanted or (self.before == "none" and self.wanted == "ieee"):
-            self.wanted = ""
-        else:
-            _set_precision("cuda", "matmul", self.wanted)
-
-    def __exit__(self, *_: object) -> None:
-        if self.wanted:
-            _set_precision("cuda", "matmul", self.before)
+        # torch does not tell a setting from one that is inherited, but for its value.
+        inherited = before == _precision_of("cuda", "all")
+        _set_precision("cuda", "matmul", wanted)
+        try:
+            yield
+        finally:
+            _set_precision("cuda", "matmul", "none" if inherited else before)
 
 
 class _Fixed:
@@ -225,7 +244,7 @@ class CudaBackend(FusedBackend):
         call = _Call(self, problem, inputs)
         outputs = problem.allocate(call.x)
         x = call.dense_x(call.dense_index())
-        with _Products(call.math):
+        with _products(call.math):
             if problem.x_is_gates:
                 gates = [part.contiguous() for part in x.chunk(problem.directions, dim=1)]
             else:
@@ -291,7 +310,7 @@ class CudaBackend(FusedBackend):
             _pair(mid),
             _pair(dh),
         )
-        with _Products(call.math):
+        with _products(call.math):
             weights: list[Tensor | None] = []
             x = call.dense_x(index) if any(own[0] for own in wants) else None
             if x is not None and problem.x_is_gates:
