@@ -296,19 +296,21 @@ int resident_blocks(void (*kernel)(Args), const Launch& how, const char* what) {
   return blocks;
 }
 
-// Clusters of a kernel that the device holds at the same time: none of those that it cannot have.
+// Clusters of a kernel that the device holds at the same time: none of those that it cannot have. A
+// part of a device may have no room for those of a size that is portable, and then says so by an
+// error; what it says to larger ones is not written down.
 template <class Args>
 int resident_clusters(void (*kernel)(Args), const Launch& how, const char* what) {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = configuration(how, attributes);
   int clusters = 0;
   const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
-  if (status != cudaSuccess && how.cluster > kPortableCluster) {
-    cudaGetLastError();
-    return 0;
-  }
-  check(status, what);
-  return clusters;
+  const bool none = status == cudaErrorInvalidClusterSize ||
+                    status == cudaErrorInvalidConfiguration ||
+                    (status != cudaSuccess && how.cluster > kPortableCluster);
+  if (!none) check(status, what);
+  if (status != cudaSuccess) cudaGetLastError();
+  return none ? 0 : clusters;
 }
 
 inline int device_count() {
