@@ -25,9 +25,13 @@ static void kernel(int) {}
 
 int main(int, char** arguments) {
   try {
-    Launch how;
-    how.grid[0] = how.cluster = unsigned(atoi(arguments[1]));
-    printf("%d", resident_clusters(kernel, how, "test"));
+    if (arguments[1] == std::string("clusters")) {
+      Launch how;
+      how.grid[0] = how.cluster = unsigned(atoi(arguments[2]));
+      printf("%d", resident_clusters(kernel, how, "test"));
+    } else {
+      printf("%s", without_code(kernel, "test").c_str());
+    }
   } catch (const std::exception& error) {
     printf("%s", error.what());
   }
@@ -45,6 +49,7 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*, const cudaLa
   *count = 3;
   return answer();
 }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return answer(); }
 cudaError_t cudaGetLastError() {
   printf("cleared ");
   return cudaSuccess;
@@ -57,6 +62,10 @@ ERRORS = {
     "invalid value": 1,
     "out of memory": 2,
     "invalid configuration": 9,
+    "invalid device function": 98,
+    "no kernel image for device": 209,
+    "unsupported PTX version": 222,
+    "stream capture unsupported": 900,
     "invalid cluster size": 912,
 }
 
@@ -99,4 +108,22 @@ def ask(program: Path, error: str, *arguments: object) -> str:
 def test_clusters_for_which_there_is_no_room(
     error: str, size: int, wanted: str, program: Path
 ) -> None:
-    assert ask(program, error, size) == wanted
+    assert ask(program, error, "clusters", size) == wanted
+
+
+@pytest.mark.parametrize(
+    "error", ["invalid device function", "no kernel image for device", "unsupported PTX version"]
+)
+def test_a_device_for_which_nothing_is_compiled(error: str, program: Path) -> None:
+    reason = "its text (kernels are compiled for 8.0, 9.0)"
+    assert ask(program, error, "code") == f"cleared {reason}"
+
+
+def test_a_device_for_which_something_is_compiled(program: Path) -> None:
+    assert ask(program, "success", "code") == ""
+
+
+def test_what_says_nothing_about_the_device(program: Path) -> None:
+    """It is raised, and asked again at the next call."""
+    for error in ("out of memory", "stream capture unsupported"):
+        assert ask(program, error, "code") == "cleared fastrnn: test: its text"

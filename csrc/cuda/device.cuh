@@ -313,6 +313,24 @@ int resident_clusters(void (*kernel)(Args), const Launch& how, const char* what)
   return none ? 0 : clusters;
 }
 
+// Why the current device cannot run a kernel; empty where it can.
+template <class Args>
+std::string without_code(void (*kernel)(Args), const char* what) {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction &&
+      status != cudaErrorUnsupportedPtxVersion) {
+    check(status, what);
+    return {};
+  }
+  cudaGetLastError();
+  std::string compiled;
+  for (const int arch : {__CUDA_ARCH_LIST__})
+    compiled += (compiled.empty() ? "" : ", ") + std::to_string(arch / 100) + "." +
+                std::to_string(arch / 10 % 10);
+  return std::string(cudaGetErrorString(status)) + " (kernels are compiled for " + compiled + ")";
+}
+
 inline int device_count() {
   int count = 0;
   if (cudaGetDeviceCount(&count) == cudaSuccess) return count;

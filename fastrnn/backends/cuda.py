@@ -31,6 +31,9 @@ _MATH = {
 }
 _TF32 = 3
 
+#: Copies beside the arithmetic and matrix instructions of bfloat16 and TF32 begin with Ampere.
+_LEAST_CAPABILITY = (8, 0)
+
 REGIMES = ("stepwise", "processor", "cluster", "grid", "tiled")
 
 #: Regime (its place in REGIMES), blocks of a cluster, units of a group over 8 and places of a tile
@@ -204,6 +207,7 @@ class CudaBackend(FusedBackend):
 
     def __init__(self) -> None:
         self._extension: ModuleType | None = None
+        self._unfit: dict[torch.device, str] = {}
         self.choice = FREE
 
     def extension(self) -> ModuleType:
@@ -238,7 +242,23 @@ class CudaBackend(FusedBackend):
         if problem.dtype not in _MATH:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _MATH)
             return Verdict(False, f"{known} only, not {problem.dtype}")
-        return Verdict(True, "compiled CUDA kernels")
+        reason = self._unfit.get(problem.device)
+        if reason is None:
+            reason = self._unfit[problem.device] = self.unfit(problem.device)
+        return Verdict(not reason, reason or "compiled CUDA kernels")
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        """Compute capability of a device."""
+        return torch.cuda.get_device_capability(device)
+
+    def unfit(self, device: torch.device) -> str:
+        """Why the kernels cannot run on a device; empty where they can."""
+        found = self.capability(device)
+        if found < _LEAST_CAPABILITY:
+            return "compute capability 8.0 or later only, not {}.{}".format(*found)
+        torch.empty(0, device=device)  # as before every call, see DeviceGuard in device.cuh
+        reason: str = self.extension().without_code(device.index or 0)
+        return reason
 
     def forward(self, problem: Problem, inputs: LayerInputs) -> LayerOutputs:
         call = _Call(self, problem, inputs)
