@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,33 @@ def test_device_and_stream_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
         results(arguments(SMALL), backend=name, wanted=[])
     for _, _, _, call, *_ in counting.calls:
         assert call[:2] == (0, 0x5EED)
+
+
+def test_torch_makes_the_device_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an allocation just before each call, which keeps DeviceGuard from making contexts."""
+    events = ["start"]
+    allocate = torch.empty
+    given = arguments(replace(SMALL, lengths="random", batch=3))
+
+    def empty(*arguments: Any, **options: Any) -> Tensor:
+        events.append("empty")
+        return allocate(*arguments, **options)
+
+    class Noting:
+        def __getattr__(self, name: str) -> Any:
+            def call(*arguments: Any) -> Any:
+                events.append(name)
+                return getattr(extension(), name)(*arguments)
+
+            return call
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with registered(**DEVICE) as name:
+        monkeypatch.setattr(get(name), "_extension", Noting())
+        results(given, backend=name)
+    before = {one for one, two in itertools.pairwise(events) if two != "empty"}
+    assert before == {"empty"}
+    assert {"without_code", "dense_rows", "forward", "backward"} < set(events)
 
 
 def test_devices_before_ampere_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:

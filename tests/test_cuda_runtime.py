@@ -29,8 +29,11 @@ int main(int, char** arguments) {
       Launch how;
       how.grid[0] = how.cluster = unsigned(atoi(arguments[2]));
       printf("%d", resident_clusters(kernel, how, "test"));
-    } else {
+    } else if (arguments[1] == std::string("code")) {
       printf("%s", without_code(kernel, "test").c_str());
+    } else {
+      const DeviceGuard guard(atoi(arguments[2]), "test");
+      printf("called ");
     }
   } catch (const std::exception& error) {
     printf("%s", error.what());
@@ -50,6 +53,14 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*, const cudaLa
   return answer();
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return answer(); }
+cudaError_t cudaGetDevice(int* device) {
+  *device = 1;
+  return answer();
+}
+cudaError_t cudaSetDevice(int device) {
+  printf("set %d ", device);
+  return cudaSuccess;
+}
 cudaError_t cudaGetLastError() {
   printf("cleared ");
   return cudaSuccess;
@@ -127,3 +138,9 @@ def test_what_says_nothing_about_the_device(program: Path) -> None:
     """It is raised, and asked again at the next call."""
     for error in ("out of memory", "stream capture unsupported"):
         assert ask(program, error, "code") == "cleared fastrnn: test: its text"
+
+
+def test_the_device_that_is_current_is_not_set(program: Path) -> None:
+    """Nor is one to go back to."""
+    assert ask(program, "success", "guard", 1) == "called "
+    assert ask(program, "success", "guard", 0) == "set 0 called set 1 "

@@ -359,7 +359,10 @@ inline DeviceProperties device_properties(int device, const char* what) {
   return known[device] = result;
 }
 
-// The device of the calls in a scope.
+// The device of the calls in a scope. To go back to one that nobody uses would make a context
+// there, which takes memory. It does not come to that: in the same thread torch has just allocated
+// on `device`, and going back it leaves such a one aside, so `device` is current and nothing is
+// set.
 class DeviceGuard {
  public:
   DeviceGuard(int device, const char* what) {
