@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
+import torch
 from cuda_emulator import runner
 
 from fastrnn import backends
@@ -90,6 +91,9 @@ class EmulatedBackend(CudaBackend):
 
     def stream(self, problem: Problem) -> int:
         return 0
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        return 9, 0
 
 
 @contextmanager

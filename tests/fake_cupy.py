@@ -178,7 +178,7 @@ class FakeGpuBackend(CupyBackend):
     def stream(self, problem: Problem) -> int:
         return STREAM
 
-    def capability(self, problem: Problem) -> tuple[int, int]:
+    def capability(self, device: torch.device) -> tuple[int, int]:
         return 9, 0
 
 

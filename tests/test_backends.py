@@ -260,6 +260,21 @@ def test_register(registry: None) -> None:
     assert [each.hidden_size for each in spy.served] == [case.hidden_size] * 2
 
 
+def test_devices_of_a_type_are_chosen_for_apart(registry: None) -> None:
+    """One GPU of a machine may be too old for what serves another."""
+
+    class Newer(ReferenceBackend):
+        name = "newer"
+
+        def supports(self, problem: Problem) -> Verdict:
+            return Verdict(problem.device.index == 1, "device 1 only")
+
+    backends.register(Newer(), before="cpu")
+    for index, wanted in ((0, "torch"), (1, "newer"), (0, "torch")):
+        asked = backends.example("lstm", torch.float32, torch.device("meta", index))
+        assert backends.select(asked).name == wanted
+
+
 def test_register_is_seen_by_calls_made_before(registry: None) -> None:
     """A choice made once is not kept beyond a change of the registry."""
     assert backends.select(problem()).name == BACKENDS[0]

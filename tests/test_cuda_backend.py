@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,8 @@ class Counting:
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> Any:
-            self.calls.append((name, *arguments))
+            if name != "without_code":  # a question about the device
+                self.calls.append((name, *arguments))
             return getattr(extension(), name)(*arguments)
 
         return call
@@ -93,6 +95,65 @@ def test_device_and_stream_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
         results(arguments(SMALL), backend=name, wanted=[])
     for _, _, _, call, *_ in counting.calls:
         assert call[:2] == (0, 0x5EED)
+
+
+def test_torch_makes_the_device_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an allocation just before each call, which keeps DeviceGuard from making contexts."""
+    events = ["start"]
+    allocate = torch.empty
+    given = arguments(replace(SMALL, lengths="random", batch=3))
+
+    def empty(*arguments: Any, **options: Any) -> Tensor:
+        events.append("empty")
+        return allocate(*arguments, **options)
+
+    class Noting:
+        def __getattr__(self, name: str) -> Any:
+            def call(*arguments: Any) -> Any:
+                events.append(name)
+                return getattr(extension(), name)(*arguments)
+
+            return call
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with registered(**DEVICE) as name:
+        monkeypatch.setattr(get(name), "_extension", Noting())
+        results(given, backend=name)
+    before = {one for one, two in itertools.pairwise(events) if two != "empty"}
+    assert before == {"empty"}
+    assert {"without_code", "dense_rows", "forward", "backward"} < set(events)
+
+
+def test_devices_before_ampere_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EmulatedBackend, "capability", lambda self, device: (7, 5))
+    with (
+        registered(**DEVICE) as name,
+        pytest.raises(RuntimeError, match=r"compute capability 8.0 or later only, not 7.5"),
+    ):
+        results(arguments(SMALL), backend=name, wanted=[])
+
+
+def test_devices_for_which_nothing_is_compiled_are_declined() -> None:
+    """The emulated build is for Hopper only, as with FASTRNN_CUDA_ARCHS=90a-real."""
+    with (
+        registered(compute_capability=100, **DEVICE) as name,
+        pytest.raises(RuntimeError, match="cannot serve this call: no kernel image"),
+    ):
+        results(arguments(SMALL), backend=name, wanted=[])
+
+
+def test_a_device_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def capability(self: EmulatedBackend, device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return 9, 0
+
+    monkeypatch.setattr(EmulatedBackend, "capability", capability)
+    with registered(**DEVICE) as name:
+        for _ in range(2):
+            results(arguments(SMALL), backend=name)
+    assert asked == [torch.device("cpu")]
 
 
 class Passes(NamedTuple):
@@ -173,6 +234,7 @@ def test_rows_beyond_lengths_have_no_room_in_the_reserve() -> None:
 #: captured in a CUDA graph.
 RUNTIME = {
     "cudaDeviceGetAttribute",
+    "cudaFuncGetAttributes",
     "cudaFuncSetAttribute",
     "cudaGetDevice",
     "cudaGetDeviceCount",

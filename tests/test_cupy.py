@@ -170,7 +170,7 @@ def test_several_devices_keep_their_kernels_apart() -> None:
 
 
 class OldGpu(FakeGpuBackend):
-    def capability(self, problem: object) -> tuple[int, int]:
+    def capability(self, device: torch.device) -> tuple[int, int]:
         return 7, 5
 
 

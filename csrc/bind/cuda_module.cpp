@@ -170,6 +170,7 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m) {
   m.doc() = "Compiled CUDA kernels of fastrnn.";
   m.attr("__version__") = FASTRNN_VERSION;
   m.def("device_count", &cuda_device_count);
+  m.def("without_code", &cuda_without_code);
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("dense_rows", &dense_rows);

@@ -303,19 +303,39 @@ int resident_blocks(void (*kernel)(Args), const Launch& how, const char* what) {
   return blocks;
 }
 
-// Clusters of a kernel that the device holds at the same time: none of those that it cannot have.
+// Clusters of a kernel that the device holds at the same time: none of those that it cannot have. A
+// part of a device may have no room for those of a size that is portable, and then says so by an
+// error; what it says to larger ones is not written down.
 template <class Args>
 int resident_clusters(void (*kernel)(Args), const Launch& how, const char* what) {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = configuration(how, attributes);
   int clusters = 0;
   const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
-  if (status != cudaSuccess && how.cluster > kPortableCluster) {
-    cudaGetLastError();
-    return 0;
+  const bool none = status == cudaErrorInvalidClusterSize ||
+                    status == cudaErrorInvalidConfiguration ||
+                    (status != cudaSuccess && how.cluster > kPortableCluster);
+  if (!none) check(status, what);
+  if (status != cudaSuccess) cudaGetLastError();
+  return none ? 0 : clusters;
+}
+
+// Why the current device cannot run a kernel; empty where it can.
+template <class Args>
+std::string without_code(void (*kernel)(Args), const char* what) {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction &&
+      status != cudaErrorUnsupportedPtxVersion) {
+    check(status, what);
+    return {};
   }
-  check(status, what);
-  return clusters;
+  cudaGetLastError();
+  std::string compiled;
+  for (const int arch : {__CUDA_ARCH_LIST__})
+    compiled += (compiled.empty() ? "" : ", ") + std::to_string(arch / 100) + "." +
+                std::to_string(arch / 10 % 10);
+  return std::string(cudaGetErrorString(status)) + " (kernels are compiled for " + compiled + ")";
 }
 
 inline int device_count() {
@@ -346,7 +366,10 @@ inline DeviceProperties device_properties(int device, const char* what) {
   return known[device] = result;
 }
 
-// The device of the calls in a scope.
+// The device of the calls in a scope. To go back to one that nobody uses would make a context
+// there, which takes memory. It does not come to that: in the same thread torch has just allocated
+// on `device`, and going back it leaves such a one aside, so `device` is current and nothing is
+// set.
 class DeviceGuard {
  public:
   DeviceGuard(int device, const char* what) {

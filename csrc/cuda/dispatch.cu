@@ -37,4 +37,10 @@ int64_t cuda_dense_rows(const Sizes& sizes, const CudaCall& call, int64_t* index
 
 int cuda_device_count() { return device_count(); }
 
+std::string cuda_without_code(int device) {
+  const char* const what = "layer_forward";
+  const DeviceGuard guard(device, what);
+  return without_code(upload_kernel(), what);
+}
+
 }  // namespace fastrnn

@@ -1,6 +1,8 @@
 // The table of CUDA kernels as the host sees it: nothing here needs a CUDA header.
 #pragma once
 
+#include <string>
+
 #include "../core/arguments.h"
 #include "plan.h"
 
@@ -54,5 +56,8 @@ const CudaKernels* cuda_kernels(CudaMath math);
 int64_t cuda_dense_rows(const Sizes& sizes, const CudaCall& call, int64_t* index);
 
 int cuda_device_count();
+
+// Why a device cannot run the kernels; empty where they are compiled for it.
+std::string cuda_without_code(int device);
 
 }  // namespace fastrnn

@@ -109,8 +109,9 @@ void launch(const KernelOf<Args>& kernel, const Launch& how, const Args& args, c
   record(kernel, how, &args);
 }
 
-// Who compiles a kernel allows it.
+// Who compiles a kernel allows it, and does so for the device that is there.
 inline void allow_most(const KernelName&, const DeviceProperties&, const char*) {}
+inline std::string without_code(const KernelName&, const char*) { return {}; }
 int resident_blocks(const KernelName& kernel, const Launch& how, const char* what);
 // There are no clusters here.
 inline int resident_clusters(const KernelName&, const Launch&, const char*) { return 0; }

@@ -210,12 +210,13 @@ def _direct(forced: str | None) -> Any:
     return served
 
 
-def _traits(problem: Problem) -> tuple[str, dtype, str, bool, bool, bool, bool]:
-    """What a choice may depend on: everything but the sizes."""
+def _traits(problem: Problem) -> tuple[str, dtype, str, int | None, bool, bool, bool, bool]:
+    """What a choice may depend on: everything but the sizes. GPUs need not be of one kind."""
     return (
         problem.cell.name,
         problem.dtype,
         problem.device.type,
+        problem.device.index,
         problem.packed,
         problem.lengths,
         problem.reset,
@@ -260,13 +261,15 @@ def _choice_while_tracing(
     cell: str,
     dtype: dtype,
     device_type: str,
+    device_index: int | None,
     packed: bool,
     lengths: bool,
     reset: bool,
     keep_cell_states: bool,
 ) -> str:
     """The name of the choice, found outside of the trace: it loads libraries and writes a log."""
-    problem = example(cell, dtype, device(device_type), packed, lengths, reset, keep_cell_states)
+    there = device(device_type) if device_index is None else device(device_type, device_index)
+    problem = example(cell, dtype, there, packed, lengths, reset, keep_cell_states)
     return _choose(problem, forced, only_differentiable=only_differentiable).name
 
 

@@ -8,7 +8,9 @@ products is dense, so that no product meets padding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -28,6 +30,9 @@ _MATH = {
     torch.float64: 4,
 }
 _TF32 = 3
+
+#: Copies beside the arithmetic and matrix instructions of bfloat16 and TF32 begin with Ampere.
+_LEAST_CAPABILITY = (8, 0)
 
 REGIMES = ("stepwise", "processor", "cluster", "grid", "tiled")
 
@@ -75,26 +80,43 @@ def _arithmetic(problem: Problem) -> int:
     return _MATH[problem.dtype]
 
 
-class _Products:
-    """torch's products as cuDNN's RNNs would make them: in TF32 by their flag, not by matmul's."""
+#: What products of an arithmetic are to have; of the others torch has no choice.
+_PRECISION = {_TF32: "tf32", _MATH[torch.float32]: "ieee"}
 
-    def __init__(self, math: int) -> None:
-        self.before = self.wanted = ""
-        if math in (_TF32, _MATH[torch.float32]):
-            self.wanted = "tf32" if math == _TF32 else "ieee"
+#: Of those who change torch's setting for products. Reentrant, as what runs within products (a
+#: dispatch mode, a finalizer) may call a layer.
+_turn = threading.RLock()
 
-    def __enter__(self) -> None:
-        if not self.wanted:
+
+def _tuning() -> bool:
+    """Whether TunableOp makes the products. It asks for the setting by the legacy function, which
+    raises where somebody has used the other one."""
+    return torch.backends.cuda.is_built() and torch.cuda.tunable.is_enabled()
+
+
+@contextmanager
+def _products(math: int) -> Iterator[None]:
+    """torch's products as cuDNN's RNNs would make them: in TF32 by their flag, not by matmul's.
+
+    torch has that setting only for the whole process. So calls take turns, those too that find
+    what they want: it may be there for a turn only.
+    """
+    wanted = _PRECISION.get(math)
+    if wanted is None or _tuning():
+        yield
+        return
+    with _turn:
+        before = _precision_of("cuda", "matmul")
+        if before == wanted or (before == "none" and wanted == "ieee"):
+            yield
             return
-        self.before = _precision_of("cuda", "matmul")
-        if self.before == self.wanted or (self.before == "none" and self.wanted == "ieee"):
-            self.wanted = ""
-        else:
-            _set_precision("cuda", "matmul", self.wanted)
-
-    def __exit__(self, *_: object) -> None:
-        if self.wanted:
-            _set_precision("cuda", "matmul", self.before)
+        # torch does not tell a setting from one that is inherited, but for its value.
+        inherited = before == _precision_of("cuda", "all")
+        _set_precision("cuda", "matmul", wanted)
+        try:
+            yield
+        finally:
+            _set_precision("cuda", "matmul", "none" if inherited else before)
 
 
 class _Fixed:
@@ -185,6 +207,7 @@ class CudaBackend(FusedBackend):
 
     def __init__(self) -> None:
         self._extension: ModuleType | None = None
+        self._unfit: dict[torch.device, str] = {}
         self.choice = FREE
 
     def extension(self) -> ModuleType:
@@ -219,13 +242,29 @@ class CudaBackend(FusedBackend):
         if problem.dtype not in _MATH:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _MATH)
             return Verdict(False, f"{known} only, not {problem.dtype}")
-        return Verdict(True, "compiled CUDA kernels")
+        reason = self._unfit.get(problem.device)
+        if reason is None:
+            reason = self._unfit[problem.device] = self.unfit(problem.device)
+        return Verdict(not reason, reason or "compiled CUDA kernels")
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        """Compute capability of a device."""
+        return torch.cuda.get_device_capability(device)
+
+    def unfit(self, device: torch.device) -> str:
+        """Why the kernels cannot run on a device; empty where they can."""
+        found = self.capability(device)
+        if found < _LEAST_CAPABILITY:
+            return "compute capability 8.0 or later only, not {}.{}".format(*found)
+        torch.empty(0, device=device)  # as before every call, see DeviceGuard in device.cuh
+        reason: str = self.extension().without_code(device.index or 0)
+        return reason
 
     def forward(self, problem: Problem, inputs: LayerInputs) -> LayerOutputs:
         call = _Call(self, problem, inputs)
         outputs = problem.allocate(call.x)
         x = call.dense_x(call.dense_index())
-        with _Products(call.math):
+        with _products(call.math):
             if problem.x_is_gates:
                 gates = [part.contiguous() for part in x.chunk(problem.directions, dim=1)]
             else:
@@ -291,7 +330,7 @@ class CudaBackend(FusedBackend):
             _pair(mid),
             _pair(dh),
         )
-        with _Products(call.math):
+        with _products(call.math):
             weights: list[Tensor | None] = []
             x = call.dense_x(index) if any(own[0] for own in wants) else None
             if x is not None and problem.x_is_gates:

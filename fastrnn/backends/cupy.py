@@ -25,9 +25,6 @@ from ..problem import Problem
 from .base import Verdict
 from .cuda import CudaBackend
 
-#: Matrix instructions of bfloat16 and TF32 begin with Ampere.
-_LEAST_CAPABILITY = (8, 0)
-
 _SERVES = "CUDA kernels compiled at run time, without clusters (which CuPy does not launch)"
 
 #: As nvcc compiles them, see CMakeLists.txt. CuPy adds the architecture, and that float32 below the
@@ -198,16 +195,7 @@ class CupyBackend(CudaBackend):
 
     def supports(self, problem: Problem) -> Verdict:
         verdict = super().supports(problem)
-        if not verdict.ok:
-            return verdict
-        found = self.capability(problem)
-        if found < _LEAST_CAPABILITY:
-            return Verdict(False, "compute capability 8.0 or later only, not {}.{}".format(*found))
-        return Verdict(True, _SERVES)
-
-    def capability(self, problem: Problem) -> tuple[int, int]:
-        """Compute capability of the problem's device."""
-        return torch.cuda.get_device_capability(problem.device)
+        return Verdict(True, _SERVES) if verdict.ok else verdict
 
     def _device(self, index: int) -> _Device:
         device = self._devices.get(index)

@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "numbers.h"
@@ -213,6 +214,13 @@ template <class Args>
 int resident_clusters(void (*kernel)(Args), const Launch& how, const char* what) {
   check_asked((const void*)kernel, how, what);
   return int(emulator::resident_clusters(shape_of(how)));
+}
+
+// As if nvcc had compiled for Hopper and nothing else.
+template <class Args>
+std::string without_code(void (*)(Args), const char*) {
+  if (emulator::configuration().compute_capability == 90) return {};
+  return "no kernel image is available for execution on the device";
 }
 
 inline int device_count() { return 1; }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from on_gpu import REGIMES, device, moved, refusable, to_device
 from torch import Tensor
 
 import fastrnn
+from bench.gpu import children
 
 pytestmark = pytest.mark.gpu
 
@@ -63,3 +66,39 @@ def test_replay(case: Case, regime: str | None, training: bool) -> None:
             device().cuda.synchronize()
             for replayed, wanted in zip(captured.result, compute(), strict=True):
                 assert torch.equal(replayed, wanted)
+
+
+COLD = """
+import torch
+import fastrnn
+from bench.gpu.device import device, to_device
+
+lstm = fastrnn.LSTM(12, 40).to(device().type)
+x = to_device(torch.randn(6, 9, 12))
+torch.mm(x[0], x[0].t())  # cuBLAS cannot be made ready during a capture
+with device().serving() as name, fastrnn.use_backend(name), torch.no_grad():
+    device().cuda.synchronize()
+    graph = device().cuda.CUDAGraph()
+    try:
+        with device().cuda.graph(graph):
+            y = lstm(x)[0]
+    except RuntimeError as error:
+        while isinstance(error.__context__, RuntimeError):  # a capture that failed ends in another
+            error = error.__context__
+        print(error)
+        raise SystemExit
+    graph.replay()
+    device().cuda.synchronize()
+    print("as called" if torch.equal(y, lstm(x)[0]) else "something else")
+"""
+
+
+def test_a_capture_without_a_call_before() -> None:
+    """It is right, or CUDA has refused it: nothing in between. Kernels load at their first use, and
+    no document says that all this may be done during a capture."""
+    program = [sys.executable, "-c", COLD]
+    found = subprocess.run(
+        program, cwd=children.ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "as called\n" or "captur" in found.stdout, found.stdout
