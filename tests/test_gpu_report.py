@@ -43,6 +43,18 @@ def test_table_is_well_formed() -> None:
     assert {case.part for case in small} > {"gru", "regimes", "ragged", "headline"}
 
 
+def test_cases_with_goals_come_first() -> None:
+    """Time may be over before the last: nothing is lost with it that a goal depends on."""
+    first = ("headline", "gru", "lstm", "rnn", "odd", "ragged", "stacked", "host", "strict")
+    assert PARTS[: len(first)] == first
+    assert PARTS[-1] == "regimes"
+    forced = [bool(case.regime) for case in CASES]
+    assert forced == sorted(forced)
+    ambitious = [place for place, case in enumerate(CASES) if case.goal > 1 and not case.regime]
+    wanted = {"batch", "large", "small"}  # which are to be no slower
+    assert max(ambitious) < min(n for n, case in enumerate(CASES) if case.part in wanted)
+
+
 def test_table_has_what_was_asked_for() -> None:
     def some(**wanted: Any) -> bool:
         return any(
