@@ -16,7 +16,7 @@ from cuda_emulator import runner
 
 from bench.cases import INFERENCE
 from bench.gpu import __main__ as program
-from bench.gpu import building, children, run, store, sync, testing
+from bench.gpu import building, children, run, sanitizing, store, sync, testing
 from bench.gpu.device import REHEARSAL
 from bench.gpu.part import Part, Report
 
@@ -26,7 +26,7 @@ NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 
 def part(tmp_path: Path, seconds: float = 60) -> Part:
     output, scratch = tmp_path / "output", tmp_path / "scratch"
-    output.mkdir()
+    output.mkdir(parents=True)
     scratch.mkdir()
     return Part(output, scratch, seconds)
 
@@ -235,6 +235,44 @@ def test_a_case_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.Mo
     assert report.content["restarts"] == [{"status": "hung", "code": -9, "case": "b"}]
     assert report.failures[0] == "b: hung: stuck"
     assert report.failures[1].startswith("nothing was timed")
+
+
+# compute-sanitizer.
+
+
+def test_what_the_sanitizer_watches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our kernels alone, the quickest check first; and none is begun that has no time."""
+    ran: list[list[str]] = []
+
+    def fake(words: list[str], log: Path, **options: Any) -> children.Outcome:
+        ran.append(words)
+        log.write_text("" if "synccheck" in words else "========= ERROR SUMMARY: 0 errors\n")
+        return children.Outcome("ok", 0, 1.0, "")
+
+    monkeypatch.setattr(children, "run", fake)
+    monkeypatch.setattr(sanitizing, "find_tool", lambda: "compute-sanitizer")
+    report = sanitizing.run(part(tmp_path))
+    assert ran[0][1:3] == ["--tool", "memcheck"]
+    assert ran[0][-1] == "processor"
+    for words in ran:
+        assert words[words.index("--kernel-name") + 1] == "kns=fastrnn"
+        assert words[words.index("--report-api-errors") + 1] == "no"
+    wrong = {check["tool"]: check["status"] for check in report.content["checks"]}
+    assert wrong == {
+        "memcheck": "ok",
+        "synccheck": "no summary of the tool",
+        "racecheck": "ok",
+    }
+    late = sanitizing.run(part(tmp_path / "late", seconds=sanitizing.LEAST_SECONDS / 2))
+    assert late.failures == ["time was over before 21 of 21 checks", "no check has ended well"]
+
+
+@pytest.mark.skipif(sanitizing.find_tool() is None, reason="no compute-sanitizer")
+@pytest.mark.parametrize("tool", sanitizing.TOOLS)
+def test_the_sanitizer_knows_its_options(tool: str) -> None:
+    command = [str(sanitizing.find_tool()), *sanitizing.options(tool), "--require-cuda-init", "no"]
+    result = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 # The micro-benchmark.
