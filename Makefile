@@ -14,14 +14,16 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.inl' -o -name '*.cpp' -o -name 
 CLANG_FORMAT := $(VENV)/bin/clang-format
 PYTHON_SOURCES := fastrnn tests bench setup.py
 
-# On a machine with a GPU: where results go, which parts of the benchmark, seconds of a part, and,
-# where this is no clone, the commit.
+# On a machine with a GPU: where results go, which parts of the benchmark, seconds of a part, a
+# folder with what gpu-sync measured before and, where this is no clone, the commit.
 GPU_OUT ?= bench/results
 PART ?=
 SECONDS ?=
+EARLIER ?=
 COMMIT ?=
 GPU_OPTIONS = --output '$(GPU_OUT)' $(if $(PART),--select '$(PART)') \
-  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(COMMIT),--commit '$(COMMIT)') $(ARGS)
+  $(if $(SECONDS),--seconds $(SECONDS)) \
+  $(if $(EARLIER),--earlier '$(EARLIER)') $(if $(COMMIT),--commit '$(COMMIT)') $(ARGS)
 
 # What takes long without a GPU: every CUDA kernel compiled for several of them, and run on the CPU with
 # every access to memory watched.

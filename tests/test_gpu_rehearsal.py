@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cuda_emulator import runner
 
 from bench.cases import INFERENCE
 from bench.gpu import __main__ as program
-from bench.gpu import building, children, run, sanitizing, store, sync, testing
+from bench.gpu import building, children, floors, record, run, sanitizing, store, sync, testing
 from bench.gpu.device import REHEARSAL
 from bench.gpu.part import Part, Report
 
@@ -62,6 +63,9 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert {check["status"] for check in found["sanitize"]["checks"]} == {"ok"}
     unmeasured = {"kLatency", "kFar"}  # of single loads, which the micro-benchmark does not time
     assert set(found["sync"]["rates"]) == set(found["sync"]["assumed"]) - unmeasured
+    figures = found["sync"]["figures"]
+    for name, figure in {"cluster": "cluster_barrier_full_8", "grid": "value_hop"}.items():
+        assert found["sync"]["waits"][name] == figures[figure]
     rows = found["bench"]["cases"]
     assert {row["regime"] for row in rows} > {""}
     for row in rows:
@@ -75,6 +79,7 @@ def test_rehearsal(tmp_path: Path) -> None:
         assert row["plan"]["forward"]["step"] > 0
         assert row["kernels"] == []  # a GPU's profiler names them
         assert (row["timing"] is None) == bool(row["regime"])
+        assert row["waits"].startswith("measured on emulated, ")
     assert store.merged([tmp_path])["bench"]["cases"] == rows
     assert store.main([tmp_path]) == 1  # a rehearsal is not stored
 
@@ -127,7 +132,7 @@ def test_a_child_that_ends(tmp_path: Path) -> None:
 def test_a_child_that_does_not_end(tmp_path: Path) -> None:
     start = time.monotonic()
     forever = "import time; print('began', flush=True); time.sleep(100)"
-    assert child(tmp_path, forever, seconds=60, idle=1.0).status == "hung"
+    assert child(tmp_path, forever, seconds=60, idle=lambda: 1.0).status == "hung"
     assert child(tmp_path, forever, seconds=1.0).status == "out of time"
     assert time.monotonic() - start < 30
 
@@ -148,16 +153,40 @@ def test_a_child_of_a_child_ends_with_it(tmp_path: Path) -> None:
     assert not state.exists() or ") Z " in state.read_text()
 
 
+def test_the_last_line_says_how_long_nothing_may_follow(tmp_path: Path) -> None:
+    path = tmp_path / "record"
+    record.begin(path, {"gpu": "some"})
+    assert record.patience(path, 7) == 7
+    record.add(path, text="x" * record.MOST_OF_LINE)
+    record.add(path, event="process", patience=150)
+    assert record.patience(path, 7) == 150
+    record.add(path, event="start", patience=None)
+    assert record.patience(path, 7) == 7
+    with path.open("a") as file:
+        file.write('{"cut of')
+    assert record.patience(path, 7) == 7
+    assert [*record.read(path)[0]] == ["machine"]
+    record.begin(path, {})
+    assert len(record.read(path)) == 1
+
+
 # Tests that hang, crash, break the device.
 
 TROUBLE = """
-import os, time, pytest
+import os, time, warnings, pytest
 def test_first(): pass
 @pytest.mark.parametrize("regime", ["None", "grid-4"])
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_regime(number, regime):
     if regime == "grid-4": os._exit(86)
 def test_wrong(): assert 1 == 2
+@pytest.mark.parametrize("said", [
+    "Attempting to run cuBLAS, but there was no current CUDA context! Attempting to set the "
+    "primary context...",
+    "something of ours",
+])
+def test_warns(said):
+    warnings.warn_explicit(said, UserWarning, "layer.py", 1, module="fastrnn.layer")
 def test_skipped(): pytest.skip("no such device")
 def test_hangs(): time.sleep(100)
 def test_last(): pass
@@ -169,17 +198,20 @@ def test_every_test_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = tmp_path / "tests"
     folder.mkdir()
     shutil.copy(ROOT / "tests" / "gpu" / "conftest.py", folder)
+    (folder / "test_basics.py").write_text("")
     (folder / "test_trouble.py").write_text(TROUBLE)
     monkeypatch.setattr(testing, "FOLDER", folder)
-    monkeypatch.setattr(testing, "FILES", ("test_trouble.py",))
+    monkeypatch.setattr(testing, "FILES", ("test_basics.py", "test_trouble.py"))
     monkeypatch.setattr(testing, "IDLE_SECONDS", 25)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     monkeypatch.setenv(REHEARSAL, "1")
+    options = folder / "pytest.ini"
+    options.write_text("[pytest]\nfilterwarnings =\n    error:::fastrnn(\\..*)?$\n")
     given = part(tmp_path, 300)
-    given.arguments = ["--rootdir", str(folder), "-c", os.devnull]
+    given.arguments = ["--rootdir", str(folder), "-c", str(options)]
     report = testing.run(given)
-    assert report.content["counts"] == {"passed": 5, "failed": 4, "skipped": 1}
-    assert report.content["collected"] == 11
+    assert report.content["counts"] == {"passed": 6, "failed": 5, "skipped": 1}
+    assert report.content["collected"] == 13
     assert [restart["status"] for restart in report.content["restarts"]] == [
         "failed",
         "failed",
@@ -190,11 +222,12 @@ def test_every_test_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names = {name.partition("::")[2] for name in report.content["failed"]}
     assert names == {
         "test_wrong",
+        "test_warns[something of ours]",
         "test_hangs",
         "test_regime[1-grid-4]",
         "test_regime[2-grid-4]",
     }
-    assert len(report.failures) == 5
+    assert len(report.failures) == 6
     assert report.content["skipped"] == {"Skipped: no such device": 1}
     assert list(given.output.iterdir()) == []
 
@@ -202,7 +235,79 @@ def test_every_test_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_test_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(testing, "FILES", ("no_such_file.py",))
     report = testing.run(part(tmp_path))
-    assert report.failures
+    assert any("no_such_file.py" in sentence for sentence in report.failures)
+
+
+Fake = Callable[..., children.Outcome]
+
+
+def of_tests(*processes: tuple[str, int, Sequence[Mapping[str, Any]]]) -> tuple[Fake, list[Any]]:
+    """Stands for processes that run tests: how each ends, and what it has said before."""
+    left, asked = list(processes), []
+
+    def fake(words: list[str], log: Path, *, idle: Any, watched: Path, **rest: Any) -> Any:
+        skip = Path(rest["environment"][testing.SKIP]).read_text().split()
+        asked.append((idle(), skip))
+        status, code, events = left.pop(0)
+        for event in events:
+            record.add(watched, **event)
+        return children.Outcome(status, code, 1.0, "its last words")
+
+    return fake, asked
+
+
+def began(name: str) -> dict[str, Any]:
+    return {"event": "start", "test": name}
+
+
+def ended(name: str, outcome: str = "passed") -> dict[str, Any]:
+    return {"event": "end", "test": name, "outcome": outcome, "text": ""}
+
+
+def test_a_regime_that_hangs_in_the_basics_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once; elsewhere it takes two tests. What is left then may be nothing."""
+    basic, other = (
+        f"x/{name}.py::test_a[grid-{k}]"
+        for name, k in (("test_gpu_basics", 4), ("test_gpu_sizes", 1))
+    )
+    fake, asked = of_tests(
+        ("hung", -9, [ended("first"), began(basic)]),
+        ("hung", -9, [began(other)]),
+        ("failed", testing.NOTHING_LEFT, []),
+    )
+    monkeypatch.setattr(children, "run", fake)
+    report = testing.run(part(tmp_path))
+    assert report.content["complete"]
+    assert report.content["given_up"] == ["grid-4"]
+    assert asked == [
+        (testing.FIRST_SECONDS, []),
+        (testing.FIRST_SECONDS, ["first", basic, "*grid-4"]),
+        (testing.FIRST_SECONDS, ["first", basic, other, "*grid-4"]),
+    ]
+
+
+def test_a_process_that_says_nothing_is_tried_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, asked = of_tests(("hung", -9, []), ("ok", 0, [ended("first")]))
+    monkeypatch.setattr(children, "run", fake)
+    report = testing.run(part(tmp_path))
+    assert (report.content["complete"], report.content["counts"]) == (True, {"passed": 1})
+    assert report.failures == [
+        "a process with no test to blame hung, exit status -9:\nits last words"
+    ]
+    fake, asked = of_tests(*[("failed", -11, [])] * 3)
+    monkeypatch.setattr(children, "run", fake)
+    report = testing.run(part(tmp_path / "again"))
+    assert len(asked) == 2
+    assert not report.content["complete"]
+
+
+def test_who_may_take_longer() -> None:
+    assert set(testing.LONGER) < set(testing.FILES)
+    assert testing.file_of("tests/gpu/test_gpu_large.py::test_a[b]") in testing.LONGER
 
 
 # A benchmark that hangs.
@@ -213,9 +318,10 @@ def test_a_case_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.Mo
     row = {"timing": None, "wrong": "", "part": "gru", "step": 1e-6}
 
     def fake(command: list[str], log: Path, *, seconds: float, **options: Any) -> children.Outcome:
-        record = Path(command[3])
-        known = [event.get("name") for event in testing.read(record)]
-        with record.open("a") as file:
+        path = Path(command[3])
+        known = [event.get("name") for event in record.read(path)]
+        assert options["idle"]() == run.FIRST_SECONDS
+        with path.open("a") as file:
             if "--kernels" in command:
                 file.write(json.dumps({"kernels_of": "c", "kernels": [1]}) + "\n")
                 return children.Outcome("ok", 0, 1.0, "")
@@ -233,8 +339,23 @@ def test_a_case_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.Mo
     assert [case["name"] for case in report.content["cases"]] == ["a", "b", "c"]
     assert report.content["cases"][2]["kernels"] == [1]
     assert report.content["restarts"] == [{"status": "hung", "code": -9, "case": "b"}]
-    assert report.failures[0] == "b: hung: stuck"
+    assert report.failures[0] == "b: hung, exit status -9: stuck"
     assert report.failures[1].startswith("nothing was timed")
+
+
+def test_a_benchmark_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried once more, and what it has printed is among the failures."""
+    calls = []
+
+    def fake(words: list[str], log: Path, **options: Any) -> children.Outcome:
+        calls.append(words)
+        options["watched"].unlink()  # nor may its record be there
+        return children.Outcome("failed", 1, 1.0, "libcudnn.so.9: cannot open")
+
+    monkeypatch.setattr(children, "run", fake)
+    report = run.run(part(tmp_path))
+    assert ["--kernels" in words for words in calls] == [False, False, True]
+    assert "libcudnn.so.9: cannot open" in report.failures[0]
 
 
 # compute-sanitizer.
@@ -290,6 +411,25 @@ def test_rates_are_those_of_the_planner() -> None:
     assert sync.assumed("struct Other {};") == {}
     figures = {"value_hop": 7e-7, "shared": 2e11, "block_barrier": 1e-8}
     assert sync.rates(figures) == {"kFlag": 7e-7, "kShared": 2e11, "kBlock": 2e-8}
+
+
+def test_floors_are_of_the_results_that_are_named(tmp_path: Path) -> None:
+    """And of nothing but the wait itself: a floor is the least."""
+    here, earlier = tmp_path / "here", tmp_path / "earlier"
+    here.mkdir()
+    earlier.mkdir()
+    assumed, source = floors.known_waits([here, earlier])
+    assert (assumed["grid"], source) == (sync.assumed()["kFlag"], "assumed by the planner")
+    waits = sync.waits({"value_hop": 7e-7})
+    machine = {"gpu": "Some GPU", "date": "2026-01-02"}
+    text = json.dumps({"machine": machine, "waits": waits})
+    (earlier / "gpu-sync.json").write_text(text)
+    found, source = floors.known_waits([here, earlier])
+    assert found == {"cluster": assumed["cluster"], "grid": 7e-7}
+    assert source == "measured on Some GPU, 2026-01-02, but for the cluster's"
+    (here / "gpu-sync.json").write_text(text.replace("Some", "This").replace("7e-07", "6e-07"))
+    found, source = floors.known_waits([here, earlier])
+    assert (found["grid"], source[:19]) == (6e-7, "measured on This GP")
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")

@@ -15,7 +15,7 @@ import torch
 from cuda_emulator import runner
 
 from bench.cases import INFERENCE, MODES, TRAINING
-from bench.gpu import kernels, measure, report, run, store
+from bench.gpu import kernels, measure, record, report, run, store
 from bench.gpu.cases import BFLOAT16, CASES, DTYPES, PARTS, STEP_GOALS, TF32, GpuCase, rehearsal
 from bench.gpu.device import Device
 from bench.gpu.rehearsal import Cuda
@@ -315,6 +315,7 @@ def row(case: GpuCase, ratio: float) -> dict[str, Any]:
         "host": 2e-5,
         "host_theirs": 1e-5,
         "floor": {"least": 5e-4},
+        "waits": "assumed by the planner",
         "error": {"relative": relative},
         "error_theirs": {"relative": {name: 2 * value for name, value in relative.items()}},
     }
@@ -333,8 +334,8 @@ def stored(tmp_path: Path) -> Path:
         {"name": "x", "part": "gru", "timing": None, "wrong": "!"},
     ]
     parts = {
-        "bench": {"cases": rows, "missed": run.missed(rows)},
-        "test": {"counts": {"passed": 7, "failed": 1}},
+        "bench": {"cases": rows, "missed": run.missed(rows), "complete": True},
+        "test": {"counts": {"passed": 7, "failed": 1}, "complete": True},
         "sanitize": {"checks": [{"status": "ok"}, {"status": "hung"}]},
     }
     for name, content in parts.items():
@@ -373,6 +374,7 @@ def test_section(stored: Path) -> None:
     assert "compute-sanitizer: 1 of 2 checks without error." in said
     assert "3 cases, 1 goals missed; 1 were not timed" in said
     assert "flags were `tf32` for cuDNN, `none` for products." in precision
+    assert "steps that wait for each other, as assumed by the planner." in precision
     lstm = "lstm-inference-T1024-B16-I768-H768-bfloat16"
     assert f"| lstm | bfloat16 | inference | 1 | 1.50 | 1.50 | `{lstm}` |" in summary
     assert f"| `{lstm}` | 1.50 | 1.00 | 1.50 ± 0.25 | 2.0 | 10 | 20 | `persist` |" in cases
@@ -395,6 +397,7 @@ def test_cases_of_several_runs_add_up(stored: Path, tmp_path: Path) -> None:
     name = "gru-inference-T1024-B16-I768-H768-bfloat16"
     again = row(next(case for case in CASES if case.name == name), 2.0)
     content = {"machine": MACHINE, "cases": [again], "missed": run.missed([again])}
+    content["complete"] = True
     (later / "gpu-bench.json").write_text(json.dumps(content))
     found = store.merged([stored, later])
     assert [case["name"] for case in found["bench"]["cases"]].count(name) == 1
@@ -407,6 +410,32 @@ def test_cases_of_several_runs_add_up(stored: Path, tmp_path: Path) -> None:
     content["machine"] = MACHINE | {"commit": "def"}
     (later / "gpu-bench.json").write_text(json.dumps(content))
     assert len(store.merged([stored, later])["bench"]["cases"]) == 1
+
+
+def test_what_an_ended_part_has_left_is_stored(stored: Path) -> None:
+    """Its record, which is later than its file; a line that was cut off is none."""
+    name = "gru-inference-T1024-B16-I768-H768-bfloat16"
+    again = row(next(case for case in CASES if case.name == name), 2.0)
+    bench, tests = stored / "gpu-bench.jsonl", stored / "gpu-test.jsonl"
+    record.begin(bench, MACHINE)
+    record.add(bench, running=name)
+    record.add(bench, **again)
+    record.add(bench, running="another")
+    bench.write_text(bench.read_text() + '{"name": "anot')
+    record.begin(tests, MACHINE)
+    record.add(tests, event="collected", count=9)
+    record.add(tests, event="end", test="a", outcome="passed", text="")
+    record.add(tests, event="start", test="b")
+    content = store.merged([stored])
+    cases = {case["name"]: case for case in content["bench"]["cases"]}
+    assert len(cases) == 3
+    assert cases[name]["timing"]["ratio"] == 2.0
+    assert content["test"]["counts"] == {"passed": 1}
+    assert content["test"]["collected"] == 9
+    (stored / store.NAME).write_text(json.dumps(content))
+    said = report.section(stored)
+    assert "Tests: 1 passed; time was over before the others." in said
+    assert "as something was wrong; time was over before the others." in said
 
 
 def test_storing(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for JSON files")
     parser.add_argument("--seconds", type=float, help="that a part may take, at most")
     parser.add_argument("--select", default="", help="parts of the benchmark, as gru,ragged")
+    parser.add_argument(
+        "--earlier", type=Path, nargs="+", default=[], help="folders with gpu-sync.json, for bench"
+    )
     parser.add_argument("--commit", default="", help="where this is no clone: what is measured")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, at tiny sizes")
     parser.add_argument("--from", type=Path, nargs="+", dest="sources", help="folders to store")
@@ -87,6 +90,8 @@ def run(name: str, options: argparse.Namespace) -> list[str]:
         min(options.seconds or seconds, seconds),
         [one for one in extra if one],
         options.rehearse,
+        facts(),
+        options.earlier,
     )
     options.output.mkdir(parents=True, exist_ok=True)
     print(f"\n{'=' * 72}\n{name}: at most {part.seconds:.0f} s", flush=True)
@@ -97,7 +102,7 @@ def run(name: str, options: argparse.Namespace) -> list[str]:
     took = part.seconds - part.left()
     content = {
         "part": name,
-        "machine": facts(),
+        "machine": part.machine,
         "seconds": round(took, 1),
         "failures": report.failures,
         **report.content,

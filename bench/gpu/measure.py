@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import functools
 import os
 import sys
 import traceback
@@ -28,10 +28,10 @@ from fastrnn.backends.cuda import CudaBackend
 from .. import timing
 from ..cases import INFERENCE, PADDED
 from ..workload import OURS, THEIRS, WrongNumbers
-from . import floors, kernels, plans
+from . import floors, kernels, plans, record
 from .cases import CASES, PARTS, GpuCase, rehearsal
 from .device import device
-from .testing import BROKEN, read
+from .testing import BROKEN
 from .workload import GpuWorkload, precision, refuse
 
 #: Of a comparison, and of the timing of a case that is timed alone.
@@ -56,7 +56,7 @@ def chosen(select: Sequence[str]) -> list[GpuCase]:
     ]
 
 
-def measure(case: GpuCase, rates: dict[str, float]) -> dict[str, Any]:
+def measure(case: GpuCase, waits: dict[str, float]) -> dict[str, Any]:
     """Everything that is stored of a case."""
     facts: dict[str, Any] = {
         **dataclasses.asdict(case),
@@ -74,7 +74,7 @@ def measure(case: GpuCase, rates: dict[str, float]) -> dict[str, Any]:
         facts |= {"backend": work.backend(), "flops": work.flops, "filled": work.filled}
         facts["ours"] = facts["backend"] == name
         facts["plan"] = plans.predicted(case, backend)
-        facts["floor"] = floors.floor(work, rates)
+        facts["floor"] = floors.floor(work, waits)
         expected = work.expected()
         try:
             facts["error"] = work.errors(OURS, expected)
@@ -158,30 +158,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("record", type=Path, help="file to which lines of JSON are added")
     parser.add_argument("--kernels", action="store_true", help="which are started, of cases timed")
     parser.add_argument("--select", nargs="*", default=[], help="parts, or texts in names")
-    parser.add_argument("--results", type=Path, default=Path(), help="folder of gpu-sync.json")
+    parser.add_argument("--sync", type=Path, nargs="*", default=[], help="folders of gpu-sync.json")
     options = parser.parse_args(arguments)
     if device().rehearsed:
         torch.set_num_threads(1)  # others are at work too, and waiting for threads takes longest
-    rates, source = floors.known_rates(options.results)
-    events = read(options.record)
+    waits, source = floors.known_waits(options.sync)
+    events = record.read(options.record)
     done = {event.get("name") for event in events}
-
-    def note(**fields: Any) -> None:
-        with options.record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(fields) + "\n")
-
+    note = functools.partial(record.add, options.record)
     if options.kernels:
         well = {e["name"] for e in events if "name" in e and not e["wrong"] and "step" in e}
         for case in [case for case in chosen(options.select) if case.name in well]:
             note(kernels_of=case.name, **started(case))
         return 0
+    print(f"floors: steps that wait for each other as {source}", flush=True)
     for case in chosen(options.select):
         if case.name in done:
             continue
         note(running=case.name)
         row: dict[str, Any] = {"name": case.name, "part": case.part, "timing": None}
         try:
-            row = measure(case, rates) | {"rates": source}
+            row = measure(case, waits) | {"waits": source}
         except Exception as error:
             wrong = "" if cannot_run(error) else f"{type(error).__name__}: {error}"
             row |= {"wrong": wrong, "left_out": cannot_run(error)}

@@ -54,6 +54,22 @@ def rates(figures: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+#: What blocks exchange through, the planner's constant for it, and what was measured of the least
+#: that it costs: with nothing else under way.
+WAITS = {"cluster": ("kCluster", "cluster_barrier_full_8"), "grid": ("kFlag", "value_hop")}
+
+
+def waits(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The least seconds of an exchange by what it goes through, for floors."""
+    return {name: figures[figure] for name, (_, figure) in WAITS.items() if figures.get(figure)}
+
+
+def assumed_waits() -> dict[str, float]:
+    """The same by the planner's constants."""
+    constants = assumed()
+    return {name: constants[constant] for name, (constant, _) in WAITS.items()}
+
+
 def read(text: str) -> tuple[dict[str, float], list[str]]:
     """The figures that the program has printed, and what it could not measure, as sentences."""
     figures, errors = {}, []
@@ -103,6 +119,7 @@ def run(part: Part) -> Report:
         beside = f"{measured[name]:.3g}" if name in measured else "not measured"
         print(f"  {name:<10} assumed {expected[name]:.3g}, measured {beside}", flush=True)
     content = {"figures": figures, "rates": measured, "assumed": expected, "errors": errors}
+    content |= {"waits": waits(figures)}
     return Report(content, errors, f"{len(figures)} figures, {len(errors)} could not be measured")
 
 
