@@ -102,7 +102,8 @@ def test_a_part_that_fails_keeps_no_other_from_running(
         assert part.output.is_dir()
         return Report({"figure": 1, "given": list(part.arguments)}, [], "well")
 
-    monkeypatch.setattr(program, "PARTS", {"build": (broken, 9.0), "bench": (well, 9.0)})
+    kinds = {"build": program.Kind(broken, 9, 1), "bench": program.Kind(well, 9, 1)}
+    monkeypatch.setattr(program, "PARTS", kinds)
     monkeypatch.setattr(program.device().cuda, "is_available", lambda: True)
     monkeypatch.setattr(program, "facts", dict)
     output = tmp_path / "new"
@@ -112,6 +113,42 @@ def test_a_part_that_fails_keeps_no_other_from_running(
     assert content["figure"] == 1
     assert content["given"] == ["gru", "odd"]
     assert "FAILED: build: Traceback" in capsys.readouterr().out
+
+
+def test_a_total_is_shared() -> None:
+    """Each part has its own limit, and leaves the later ones their least."""
+    kinds, names = program.PARTS, list(program.PARTS)
+    assert [program.share(names[n:], 1e9) for n in range(5)] == [k.most for k in kinds.values()]
+    kept = sum(kind.least for kind in kinds.values()) - kinds["build"].least
+    assert program.share(names, 570) == 570 - kept >= kinds["build"].least
+    assert program.share(["sync", "bench"], 570) == kinds["sync"].most
+    assert program.share(["bench"], 30) == 30
+    left = 100.0  # less than all the least ones
+    for place in range(5):
+        given = program.share(names[place:], left)
+        assert 0 < given < kinds[names[place]].least
+        left -= given
+    assert left == pytest.approx(0)
+
+
+def test_no_part_is_begun_after_the_total(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = []
+
+    def slow(part: Part) -> Report:
+        given.append(part.seconds)
+        time.sleep(0.5)
+        return Report({}, [], "slow")
+
+    names = ("build", "test", "bench")
+    monkeypatch.setattr(program, "PARTS", {name: program.Kind(slow, 9, 0.1) for name in names})
+    monkeypatch.setattr(program.device().cuda, "is_available", lambda: True)
+    monkeypatch.setattr(program, "facts", dict)
+    assert program.main(["all", "--total", "0.6", "--output", str(tmp_path)]) == 1
+    assert len(given) == 2
+    assert sum(given) < 0.7
+    assert "FAILED: bench: not begun, as the 1 seconds were over" in capsys.readouterr().out
 
 
 # Children.
