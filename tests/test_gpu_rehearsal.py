@@ -66,6 +66,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     figures = found["sync"]["figures"]
     for name, figure in {"cluster": "cluster_barrier_full_8", "grid": "value_hop"}.items():
         assert found["sync"]["waits"][name] == figures[figure]
+        assert figures[f"{figure}_storing"] > 0
     rows = found["bench"]["cases"]
     assert {row["regime"] for row in rows} > {""}
     for row in rows:
@@ -446,8 +447,8 @@ def test_figures_of_a_program_that_died() -> None:
 def test_rates_are_those_of_the_planner() -> None:
     assert set(sync.assumed()) >= {"kLaunch", "kCluster", "kFlag", "kShared", "kFromL2", "kL2"}
     assert sync.assumed("struct Other {};") == {}
-    figures = {"value_hop": 7e-7, "shared": 2e11, "block_barrier": 1e-8}
-    assert sync.rates(figures) == {"kFlag": 7e-7, "kShared": 2e11, "kBlock": 2e-8}
+    figures = {"value_hop": 7e-7, "value_hop_storing": 9e-7, "shared": 2e11, "block_barrier": 1e-8}
+    assert sync.rates(figures) == {"kFlag": 9e-7, "kShared": 2e11, "kBlock": 2e-8}
 
 
 def test_floors_are_of_the_results_that_are_named(tmp_path: Path) -> None:
@@ -457,7 +458,7 @@ def test_floors_are_of_the_results_that_are_named(tmp_path: Path) -> None:
     earlier.mkdir()
     assumed, source = floors.known_waits([here, earlier])
     assert (assumed["grid"], source) == (sync.assumed()["kFlag"], "assumed by the planner")
-    waits = sync.waits({"value_hop": 7e-7})
+    waits = sync.waits({"value_hop": 7e-7, "value_hop_storing": 9e-7})
     machine = {"gpu": "Some GPU", "date": "2026-01-02"}
     text = json.dumps({"machine": machine, "waits": waits})
     (earlier / "gpu-sync.json").write_text(text)

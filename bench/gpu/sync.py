@@ -35,13 +35,14 @@ def assumed(text: str | None = None) -> dict[str, float]:
 def rates(figures: Mapping[str, Any]) -> dict[str, float]:
     """The same by what was measured; those that this cannot measure are left out.
 
-    kBlock is a lower bound: two barriers of a block, without the arithmetic of a tile.
+    kBlock is a lower bound: two barriers of a block, without the arithmetic of a tile. kCluster and
+    kFlag are with the stores that a training step leaves under way, which both wait for.
     """
     sources = {
         "kLaunch": ("launch_full", 1.0),
         "kBlock": ("block_barrier", 2.0),
-        "kCluster": ("cluster_barrier_full_8", 1.0),
-        "kFlag": ("value_hop", 1.0),
+        "kCluster": ("cluster_barrier_full_8_storing", 1.0),
+        "kFlag": ("value_hop_storing", 1.0),
         "kShared": ("shared", 1.0),
         "kFromL2": ("l2_one", 1.0),
         "kL2": ("l2_all_own", 1.0),
@@ -65,7 +66,7 @@ def waits(figures: Mapping[str, Any]) -> dict[str, float]:
 
 
 def assumed_waits() -> dict[str, float]:
-    """The same by the planner's constants."""
+    """The same by the planner's constants, which are of a training step."""
     constants = assumed()
     return {name: constants[constant] for name, (constant, _) in WAITS.items()}
 
