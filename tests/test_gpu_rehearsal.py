@@ -193,6 +193,7 @@ def test_a_child_of_a_child_ends_with_it(tmp_path: Path) -> None:
 
 def test_the_last_line_says_how_long_nothing_may_follow(tmp_path: Path) -> None:
     path = tmp_path / "record"
+    assert record.patience(path, 7) == 7
     record.begin(path, {"gpu": "some"})
     assert record.patience(path, 7) == 7
     record.add(path, text="x" * record.MOST_OF_LINE)
@@ -237,9 +238,10 @@ def test_every_test_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder.mkdir()
     shutil.copy(ROOT / "tests" / "gpu" / "conftest.py", folder)
     (folder / "test_basics.py").write_text("")
+    (folder / "test_broken.py").write_text("import no_such_module")
     (folder / "test_trouble.py").write_text(TROUBLE)
     monkeypatch.setattr(testing, "FOLDER", folder)
-    monkeypatch.setattr(testing, "FILES", ("test_basics.py", "test_trouble.py"))
+    monkeypatch.setattr(testing, "FILES", ("test_basics.py", "test_broken.py", "test_trouble.py"))
     monkeypatch.setattr(testing, "IDLE_SECONDS", 25)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     monkeypatch.setenv(REHEARSAL, "1")
@@ -248,7 +250,7 @@ def test_every_test_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     given = part(tmp_path, 300)
     given.arguments = ["--rootdir", str(folder), "-c", str(options)]
     report = testing.run(given)
-    assert report.content["counts"] == {"passed": 6, "failed": 5, "skipped": 1}
+    assert report.content["counts"] == {"passed": 6, "failed": 6, "skipped": 1}
     assert report.content["collected"] == 13
     assert [restart["status"] for restart in report.content["restarts"]] == [
         "failed",
@@ -257,15 +259,16 @@ def test_every_test_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     assert report.content["given_up"] == ["grid-4"]  # after two of three
     assert "the tests of the regime grid-4 were given up" in report.failures
-    names = {name.partition("::")[2] for name in report.content["failed"]}
+    names = {name.rpartition("::")[2] for name in report.content["failed"]}
     assert names == {
+        "test_broken.py",
         "test_wrong",
         "test_warns[something of ours]",
         "test_hangs",
         "test_regime[1-grid-4]",
         "test_regime[2-grid-4]",
     }
-    assert len(report.failures) == 6
+    assert len(report.failures) == 7
     assert report.content["skipped"] == {"Skipped: no such device": 1}
     assert list(given.output.iterdir()) == []
 

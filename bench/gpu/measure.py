@@ -171,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case in [case for case in chosen(options.select) if case.name in well]:
             note(kernels_of=case.name, **started(case))
         return 0
+    device().load()  # before a case is waited for
     print(f"floors: steps that wait for each other as {source}", flush=True)
     for case in chosen(options.select):
         if case.name in done:

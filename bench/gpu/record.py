@@ -37,6 +37,8 @@ def read(path: Path) -> list[Event]:
 
 def patience(path: Path, otherwise: float) -> float:
     """Seconds that may pass before the next line."""
+    if not path.exists():
+        return otherwise
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - MOST_OF_LINE))

@@ -9,7 +9,7 @@ from . import children, record
 from .cases import PADDED_GOAL, STEP_GOALS
 from .part import Part, Report
 
-#: Until a process has its first case: torch is loaded from a cold disk.
+#: Until a process has its first case: torch, cuBLAS and cuDNN are loaded from a cold disk.
 FIRST_SECONDS = 150
 #: No case takes as long.
 IDLE_SECONDS = 30

@@ -19,7 +19,7 @@ RECORD, SKIP = "GPU_TEST_RECORD", "GPU_TEST_SKIP"
 BROKEN = 86
 #: pytest's, of no test: all that is left has been left out.
 NOTHING_LEFT = 5
-#: Until a process has its tests: torch is loaded from a cold disk, and thousands are collected.
+#: Until a process has its tests: libraries are loaded from a cold disk, and thousands collected.
 FIRST_SECONDS = 150
 #: No test takes as long ...
 IDLE_SECONDS = 20

@@ -37,6 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if without:
         config.hook.pytest_deselected(items=without)
         items[:] = [item for item in items if item not in without]
+    if items and os.environ.get(RECORD):
+        device().load()  # before a test is waited for
     note(event="collected", count=len(items))
 
 
