@@ -14,14 +14,18 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.inl' -o -name '*.cpp' -o -name 
 CLANG_FORMAT := $(VENV)/bin/clang-format
 PYTHON_SOURCES := fastrnn tests bench setup.py
 
-# On a machine with a GPU: where results go, which parts of the benchmark, seconds of a part, and,
-# where this is no clone, the commit.
+# On a machine with a GPU: where results go, which parts of the benchmark, seconds of a part and of
+# all parts together, a folder with what gpu-sync measured before and, where this is no clone, the
+# commit.
 GPU_OUT ?= bench/results
 PART ?=
 SECONDS ?=
+TOTAL ?=
+EARLIER ?=
 COMMIT ?=
 GPU_OPTIONS = --output '$(GPU_OUT)' $(if $(PART),--select '$(PART)') \
-  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(COMMIT),--commit '$(COMMIT)') $(ARGS)
+  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TOTAL),--total $(TOTAL)) \
+  $(if $(EARLIER),--earlier '$(EARLIER)') $(if $(COMMIT),--commit '$(COMMIT)') $(ARGS)
 
 # What takes long without a GPU: every CUDA kernel compiled for several of them, and run on the CPU with
 # every access to memory watched.
@@ -35,7 +39,7 @@ help:
 	@echo 'make test    run all tests                                            ARGS="-k lstm"'
 	@echo 'make test-cuda  the long tests of the CUDA kernels; no GPU is needed'
 	@echo 'make bench   time fastrnn against torch.nn and ONNX Runtime           THREADS=n'
-	@echo 'make gpu     on a machine with a GPU: build, test and measure          GPU_OUT=folder'
+	@echo 'make gpu     on a machine with a GPU: build, test and measure  GPU_OUT=folder TOTAL=seconds'
 	@echo '  its parts: gpu-build, gpu-test, gpu-sanitize, gpu-sync, gpu-bench   PART=gru SECONDS=n'
 	@echo '  gpu-store puts results into bench/results and README.md; gpu-rehearse needs no GPU'
 	@echo 'make lint    ruff, mypy, clang-format: report'

@@ -60,21 +60,27 @@ def warm_up(call: Call, seconds: float, clock: Clock = sample) -> float:
     return shortest
 
 
-def calls_per_sample(shortest: float) -> int:
-    return max(1, round(SAMPLE_SECONDS / shortest))
+def calls_per_sample(shortest: float, sample_seconds: float = SAMPLE_SECONDS) -> int:
+    return max(1, round(sample_seconds / shortest))
 
 
-def median_call(call: Call, seconds: float, calls: int) -> float:
+def median_call(call: Call, seconds: float, calls: int, clock: Clock = sample) -> float:
     """Median over samples of so many calls for about ``seconds``, at least two."""
     samples: list[float] = []
     with no_garbage_collection():
         end = time.perf_counter() + seconds
         while len(samples) < 2 or time.perf_counter() < end:
-            samples.append(sample(call, calls))
+            samples.append(clock(call, calls))
     return statistics.median(samples)
 
 
-def compare(ours: Call, theirs: Call, seconds: float, clock: Clock = sample) -> Timing:
+def compare(
+    ours: Call,
+    theirs: Call,
+    seconds: float,
+    clock: Clock = sample,
+    sample_seconds: float = SAMPLE_SECONDS,
+) -> Timing:
     """Time two calls in turn, A B B A A B ..., for about ``seconds`` after a warm-up of a tenth.
 
     The order changes from pair to pair, so that neither always finds the caches as the other left
@@ -82,9 +88,10 @@ def compare(ours: Call, theirs: Call, seconds: float, clock: Clock = sample) -> 
 
     Args:
         clock: who times; on a GPU events do.
+        sample_seconds: that a sample lasts, about.
     """
     shortest = min(warm_up(call, seconds / 20, clock) for call in (ours, theirs))
-    calls = calls_per_sample(shortest)
+    calls = calls_per_sample(shortest, sample_seconds)
     pairs: list[tuple[float, float]] = []
     with no_garbage_collection():
         end = time.perf_counter() + seconds

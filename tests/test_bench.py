@@ -231,6 +231,11 @@ def test_short_calls_are_repeated(clock: Clock) -> None:
     assert result.pairs <= timing.MAX_PAIRS
 
 
+def test_samples_may_be_longer(clock: Clock) -> None:
+    a, b = clock.call("a", 2**-12), clock.call("b", 2**-11)
+    assert timing.compare(a, b, seconds=1, sample_seconds=2**-7).calls_per_sample == 32
+
+
 def test_one_slow_moment_changes_nothing(clock: Clock) -> None:
     slow = [0.5] * 9 + [64.0]
     result = timing.compare(clock.call("a", *slow), clock.call("b", 1.0), seconds=200)

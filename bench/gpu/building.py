@@ -77,7 +77,7 @@ def loads(part: Part) -> list[str]:
         "raise SystemExit(not all(x.ok for x in v))"
     )
     command = [sys.executable, "-c", program]
-    outcome = children.run(command, part.scratch / "build.log", seconds=120)
+    outcome = children.run(command, part.scratch / "build.log", seconds=max(part.left(), 1))
     return [] if outcome.ok else [f"what was built cannot be used: {outcome.tail}"]
 
 

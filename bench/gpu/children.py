@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def run(
     log: Path,
     *,
     seconds: float,
-    idle: float | None = None,
+    idle: Callable[[], float] | None = None,
     watched: Path | None = None,
     echo: bool = False,
     environment: Mapping[str, str] | None = None,
@@ -53,7 +53,7 @@ def run(
     Args:
         log: what it prints is added to this file.
         seconds: after which it is killed, with all processes that it has started.
-        idle: after which it is killed if ``watched`` (by default ``log``) has not grown.
+        idle: seconds after which it is killed if ``watched`` (by default ``log``) has not grown.
         echo: what it prints is printed here too, as it comes.
     """
     start = grown = time.monotonic()
@@ -80,7 +80,7 @@ def run(
                     size, grown = current, now
                 if now - start > seconds:
                     status = "out of time"
-                elif idle is not None and now - grown > idle:
+                elif idle is not None and now - grown > idle():
                     status = "hung"
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -63,6 +63,13 @@ class Device:
         verdict = backends.get("cuda").available()
         return "" if verdict.ok else verdict.reason
 
+    def load(self) -> None:
+        """What else would be loaded at its first use, from a disk that may be cold."""
+        x = torch.zeros(2, 2, 8, device=self.type)
+        torch.mm(x[0], x[0].mT)
+        torch.nn.LSTM(8, 8, device=self.type)(x)[0].sum().backward()
+        self.cuda.synchronize()
+
     @property
     def index(self) -> int:
         return int(self.cuda.current_device())

@@ -1,14 +1,14 @@
 """The least time that a case could take: arithmetic, memory, and steps that wait for each other.
 
 Arithmetic and memory by rates measured here, in the same process; the step by what the part
-``sync`` measured, where its file is beside the results, else by what the planner assumes.
+``sync`` measured, of this call or an earlier one, else by what the planner assumes.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fastrnn.cells import CELLS
 from ..cases import TRAINING
 from .cases import GpuCase
 from .device import device
-from .sync import assumed
+from .sync import assumed_waits
 from .workload import GpuWorkload, precision
 
 #: Blocks of the largest clusters, which not every device has.
@@ -36,8 +36,9 @@ def _product_rate(dtype: torch.dtype, tf32: bool) -> float:
     before = getattr(flags, name)
     setattr(flags, name, ("tf32" if tf32 else "ieee") if named else tf32)
     try:
+        # So many that the host's lead, which the first waits for, weighs nothing.
         device().event_seconds(lambda: a @ b, 3)
-        seconds = min(device().event_seconds(lambda: a @ b, 5) for _ in range(3))
+        seconds = min(device().event_seconds(lambda: a @ b, 40) for _ in range(3))
     finally:
         setattr(flags, name, before)
     return float(2 * size**3 / seconds)
@@ -55,11 +56,11 @@ def memory_rate() -> float:
     target = torch.empty_like(source)
     source.zero_()
     device().event_seconds(lambda: target.copy_(source), 2)
-    seconds = min(device().event_seconds(lambda: target.copy_(source), 5) for _ in range(3))
+    seconds = min(device().event_seconds(lambda: target.copy_(source), 10) for _ in range(3))
     return 2 * source.numel() / seconds
 
 
-def step_cost(case: GpuCase, rates: Mapping[str, float], shared_bytes: int) -> float:
+def step_cost(case: GpuCase, waits: Mapping[str, float], shared_bytes: int) -> float:
     """Seconds that blocks wait for each other in a step: none, a cluster's or a grid's exchange.
 
     By where the recurrent weights of a direction fit.
@@ -68,20 +69,25 @@ def step_cost(case: GpuCase, rates: Mapping[str, float], shared_bytes: int) -> f
     weights = gates * case.hidden_size**2 * case.dtype.itemsize
     if weights <= shared_bytes:
         return 0.0
-    return rates["kCluster"] if weights <= MOST_OF_CLUSTER * shared_bytes else rates["kFlag"]
+    return waits["cluster"] if weights <= MOST_OF_CLUSTER * shared_bytes else waits["grid"]
 
 
-def known_rates(output: Path) -> tuple[dict[str, float], str]:
-    """The rates to take, and where they are from."""
-    path = output / "gpu-sync.json"
-    rates = assumed()
-    if not path.exists():
-        return rates, "assumed by the planner"
-    measured: dict[str, float] = json.loads(path.read_text(encoding="utf-8")).get("rates", {})
-    return rates | measured, "measured"
+def known_waits(folders: Sequence[Path]) -> tuple[dict[str, float], str]:
+    """What an exchange costs, by the first of the folders that knows, and whose figures it is."""
+    waits = assumed_waits()
+    for path in (folder / "gpu-sync.json" for folder in folders):
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        measured: dict[str, float] = content.get("waits", {})
+        if measured:
+            machine = content["machine"]
+            source = f"measured on {machine['gpu']}, {machine['date']}"
+            missing = [name for name in waits if name not in measured]
+            source += f", but for the {' and '.join(missing)}'s" if missing else ""
+            return waits | measured, source
+    return waits, "assumed by the planner"
 
 
-def floor(work: GpuWorkload, rates: Mapping[str, float]) -> dict[str, Any]:
+def floor(work: GpuWorkload, waits: Mapping[str, float]) -> dict[str, Any]:
     """Seconds by what each bound alone would take, the largest as ``least``, and its name."""
     case = work.case
     training = case.mode == TRAINING
@@ -99,7 +105,7 @@ def floor(work: GpuWorkload, rates: Mapping[str, float]) -> dict[str, Any]:
             "steps": case.steps
             * case.layers
             * (2 if training else 1)
-            * step_cost(case, rates, shared or 232448),
+            * step_cost(case, waits, shared or 232448),
         }
     bound = max(bounds, key=bounds.__getitem__)
     return {**bounds, "least": bounds[bound], "bound": bound}

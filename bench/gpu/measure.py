@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import functools
 import os
 import sys
 import traceback
@@ -28,14 +28,17 @@ from fastrnn.backends.cuda import CudaBackend
 from .. import timing
 from ..cases import INFERENCE, PADDED
 from ..workload import OURS, THEIRS, WrongNumbers
-from . import floors, kernels, plans
+from . import floors, kernels, plans, record
 from .cases import CASES, PARTS, GpuCase, rehearsal
 from .device import device
-from .testing import BROKEN, read
+from .testing import BROKEN
 from .workload import GpuWorkload, precision, refuse
 
 #: Of a comparison, and of the timing of a case that is timed alone.
 SECONDS, ALONE_SECONDS = 0.3, 0.1
+#: Of a sample, which begins while the device has nothing to do: what the host takes until the first
+#: kernel starts, some 50 us, is in it, and is to be less than a hundredth.
+SAMPLE_SECONDS = 8e-3
 
 
 def listed() -> tuple[GpuCase, ...]:
@@ -53,7 +56,7 @@ def chosen(select: Sequence[str]) -> list[GpuCase]:
     ]
 
 
-def measure(case: GpuCase, rates: dict[str, float]) -> dict[str, Any]:
+def measure(case: GpuCase, waits: dict[str, float]) -> dict[str, Any]:
     """Everything that is stored of a case."""
     facts: dict[str, Any] = {
         **dataclasses.asdict(case),
@@ -71,7 +74,7 @@ def measure(case: GpuCase, rates: dict[str, float]) -> dict[str, Any]:
         facts |= {"backend": work.backend(), "flops": work.flops, "filled": work.filled}
         facts["ours"] = facts["backend"] == name
         facts["plan"] = plans.predicted(case, backend)
-        facts["floor"] = floors.floor(work, rates)
+        facts["floor"] = floors.floor(work, waits)
         expected = work.expected()
         try:
             facts["error"] = work.errors(OURS, expected)
@@ -86,28 +89,35 @@ def measure(case: GpuCase, rates: dict[str, float]) -> dict[str, Any]:
 
 
 def timed(work: GpuWorkload) -> dict[str, Any]:
-    """Times, with the kernels that were started, of a case whose numbers are right."""
-    case, ours, theirs = work.case, work.call(OURS), work.call(THEIRS)
-    seconds = device().fit(SECONDS, 0.0)
+    """Times of a case whose numbers are right: beside each of its peers, judged by the fastest."""
+    case, ours = work.case, work.call(OURS)
+    seconds, each = device().fit(SECONDS, 0.0), device().fit(SAMPLE_SECONDS, timing.SAMPLE_SECONDS)
     found: dict[str, Any] = {}
     clock = device().event_seconds
     if case.regime:
         with timing.no_garbage_collection():
-            shortest = timing.warm_up(ours, device().fit(ALONE_SECONDS, 0.0), clock)
-        found["alone"] = shortest
-        found["step"] = shortest / (case.steps * case.layers)
+            calls = timing.calls_per_sample(timing.warm_up(ours, seconds / 20, clock), each)
+        found["alone"] = timing.median_call(ours, device().fit(ALONE_SECONDS, 0.0), calls, clock)
+        found["step"] = found["alone"] / (case.steps * case.layers)
         return found
-    result = timing.compare(ours, theirs, seconds, clock)
+    peers = {name: work.call(name) for name in work.peers()}
+    results = {
+        name: timing.compare(ours, theirs, seconds, clock, each) for name, theirs in peers.items()
+    }
+    peer = min(results, key=lambda name: results[name].ratio)
+    result = results[peer]
     found["timing"] = dataclasses.asdict(result)
+    found["peer"], found["unflattened"] = peer, work.unflattened
+    found["timings"] = {name: dataclasses.asdict(one) for name, one in results.items()}
     found["step"] = result.ours / (case.steps * case.layers)
     found["step_theirs"] = result.theirs / (case.steps * case.layers)
     with timing.no_garbage_collection():
         calls = 5 if result.ours < 1e-3 else 1  # the queue of a stream is not endless
         found["host"] = device().host_seconds(ours, calls)
-        found["host_theirs"] = device().host_seconds(theirs, calls)
+        found["host_theirs"] = min(device().host_seconds(call, calls) for call in peers.values())
     if case.ragged:
         padded = GpuWorkload(dataclasses.replace(case, ragged=PADDED))
-        beside = timing.compare(ours, padded.call(OURS), seconds, clock)
+        beside = timing.compare(ours, padded.call(OURS), seconds, clock, each)
         found["padded"] = 1 / (beside.ratio * work.filled)
     return found
 
@@ -119,7 +129,7 @@ def started(case: GpuCase) -> dict[str, Any]:
         with torch.inference_mode(case.mode == INFERENCE):
             found: dict[str, Any] = {"kernels": kernels.started(work.call(OURS))}
             if not case.regime:
-                found["kernels_theirs"] = kernels.started(work.call(THEIRS))
+                found["kernels_theirs"] = kernels.started(work.call(work.peers()[-1]))
     return found
 
 
@@ -148,30 +158,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("record", type=Path, help="file to which lines of JSON are added")
     parser.add_argument("--kernels", action="store_true", help="which are started, of cases timed")
     parser.add_argument("--select", nargs="*", default=[], help="parts, or texts in names")
-    parser.add_argument("--results", type=Path, default=Path(), help="folder of gpu-sync.json")
+    parser.add_argument("--sync", type=Path, nargs="*", default=[], help="folders of gpu-sync.json")
     options = parser.parse_args(arguments)
     if device().rehearsed:
         torch.set_num_threads(1)  # others are at work too, and waiting for threads takes longest
-    rates, source = floors.known_rates(options.results)
-    events = read(options.record)
+    waits, source = floors.known_waits(options.sync)
+    events = record.read(options.record)
     done = {event.get("name") for event in events}
-
-    def note(**fields: Any) -> None:
-        with options.record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(fields) + "\n")
-
+    note = functools.partial(record.add, options.record)
     if options.kernels:
         well = {e["name"] for e in events if "name" in e and not e["wrong"] and "step" in e}
         for case in [case for case in chosen(options.select) if case.name in well]:
             note(kernels_of=case.name, **started(case))
         return 0
+    device().load()  # before a case is waited for
+    print(f"floors: steps that wait for each other as {source}", flush=True)
     for case in chosen(options.select):
         if case.name in done:
             continue
         note(running=case.name)
         row: dict[str, Any] = {"name": case.name, "part": case.part, "timing": None}
         try:
-            row = measure(case, rates) | {"rates": source}
+            row = measure(case, waits) | {"waits": source}
         except Exception as error:
             wrong = "" if cannot_run(error) else f"{type(error).__name__}: {error}"
             row |= {"wrong": wrong, "left_out": cannot_run(error)}

@@ -49,6 +49,15 @@ def precision_line(facts: Mapping[str, Any]) -> str:
     )
 
 
+def floors_line(rows: Sequence[Row]) -> str:
+    sources = dict.fromkeys(row["waits"] for row in rows)
+    return (
+        "Floors: our time by the least that it could be, of products, of memory, and of steps that "
+        f"wait for each other, as {'; '.join(sources)}. bfloat16 is beside the faster of torch.nn "
+        "as it is and with weights in one piece, which torch itself does not make of them."
+    )
+
+
 def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, list[Row]]]:
     """Cell, dtype, mode and their rows that our kernels served, in the order of the tables."""
     for cell in ALL:
@@ -132,7 +141,8 @@ def verdicts(content: Mapping[str, Any]) -> str:
     said = []
     if "test" in content:
         counts = content["test"]["counts"]
-        said.append(f"Tests: {', '.join(f'{n} {what}' for what, n in sorted(counts.items()))}.")
+        found = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
+        said.append(f"Tests: {found}{_ended(content['test'])}.")
     if "sanitize" in content:
         checks = content["sanitize"].get("checks", ())
         well = sum(check["status"] == "ok" for check in checks)
@@ -142,9 +152,13 @@ def verdicts(content: Mapping[str, Any]) -> str:
         said.append(
             f"{len(bench['cases'])} cases, {len(bench['missed'])} goals missed; "
             f"{sum(bool(row['wrong']) for row in bench['cases'])} were not timed, as something "
-            "was wrong."
+            f"was wrong{_ended(bench)}."
         )
     return " ".join(said)
+
+
+def _ended(part: Mapping[str, Any]) -> str:
+    return "" if part["complete"] else "; time was over before the others"
 
 
 def section(results: Path) -> str:
@@ -160,7 +174,8 @@ def section(results: Path) -> str:
         if (results / PLOT).exists():
             where = f"{results.parent.name}/{results.name}/{PLOT}"
             paragraphs.append(f"![Times as fast as cuDNN, by cell, dtype and mode]({where})")
-        paragraphs.append(precision_line(content["bench"]["machine"]))
+        precision = precision_line(content["bench"]["machine"])
+        paragraphs.append(f"{precision} {floors_line(rows)}")
         paragraphs += [summary_table(rows), case_table(rows), error_table(rows)]
     return "\n\n".join(paragraphs)
 

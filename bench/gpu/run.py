@@ -2,81 +2,93 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
-from . import children
+from . import children, record
 from .cases import PADDED_GOAL, STEP_GOALS
 from .part import Part, Report
-from .testing import read
 
+#: Until a process has its first case: torch, cuBLAS and cuDNN are loaded from a cold disk.
+FIRST_SECONDS = 150
 #: No case takes as long.
-IDLE_SECONDS = 60
+IDLE_SECONDS = 30
 MOST_RESTARTS = 10
+#: So many processes that end with no case to blame, and another would do the same.
+MOST_UNEXPLAINED = 2
 #: Of the time, for a second process that notes which kernels are started.
 KERNEL_PART = 0.15
 
 
 def run(part: Part) -> Report:
-    # Beside the results: what was measured is there even if somebody ends this program.
-    record, log = part.output / "gpu-bench.jsonl", part.scratch / "bench.log"
-    record.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "bench.gpu.measure", str(record)]
-    command += ["--results", str(part.output.resolve())]
+    path, log = part.output / "gpu-bench.jsonl", part.scratch / "bench.log"
+    record.begin(path, part.machine)
+    command = [sys.executable, "-m", "bench.gpu.measure", str(path)]
+    folders = [str(folder.resolve()) for folder in (part.output, *part.earlier)]
+    command += ["--sync", *folders]
     command += ["--select", *part.arguments] if part.arguments else []
-    idle = 10 * IDLE_SECONDS if part.rehearsed else IDLE_SECONDS
+
+    def child(words: list[str], seconds: float) -> children.Outcome:
+        record.add(path, patience=FIRST_SECONDS)
+        return children.run(
+            words,
+            log,
+            seconds=seconds,
+            idle=lambda: part.slowness * record.patience(path, IDLE_SECONDS),
+            watched=path,
+            echo=True,
+        )
+
     kernel_seconds = KERNEL_PART * part.seconds
     restarts: list[dict[str, Any]] = []
     while True:
-        outcome = children.run(
-            command,
-            log,
-            seconds=part.left() - kernel_seconds,
-            idle=idle,
-            watched=record,
-            echo=True,
-        )
-        found = [row for row in read(record) if "name" in row]
-        running = unfinished(read(record))
-        finished = outcome.ok or outcome.status == "out of time"
-        finished = finished or part.left() <= kernel_seconds
-        if finished or len(restarts) >= MOST_RESTARTS or (not running and not found):
+        outcome = child(command, part.left() - kernel_seconds)
+        running = unfinished(record.read(path))
+        if outcome.ok or outcome.status == "out of time" or part.left() <= kernel_seconds:
             break
         restarts.append({"status": outcome.status, "code": outcome.code, "case": running})
         if running:
-            row = {"name": running, "timing": None, "wrong": f"{outcome.status}: {outcome.tail}"}
-            with record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-    started = children.run(
-        [*command, "--kernels"], log, seconds=max(part.left(), 1), idle=idle, watched=record
-    )
-    rows = [row for row in read(record) if "name" in row and not row.get("left_out")]
-    kernels = {event.pop("kernels_of"): event for event in read(record) if "kernels_of" in event}
-    rows = [row | kernels.get(row["name"], {}) for row in rows]
+            wrong = f"{outcome.status}, exit status {outcome.code}: {outcome.tail}"
+            record.add(path, name=running, timing=None, wrong=wrong)
+        else:
+            restarts[-1]["tail"] = outcome.tail[-1500:]
+        unexplained = sum("tail" in restart for restart in restarts)
+        if unexplained >= MOST_UNEXPLAINED or len(restarts) > MOST_RESTARTS:
+            break
+    started = child([*command, "--kernels"], max(part.left(), 1))
+    content = {"complete": outcome.ok, "restarts": restarts, **summary(record.read(path))}
+    rows = content["cases"]
     failures = [f"{row['name']}: {row['wrong']}" for row in rows if row["wrong"]]
+    failures += [
+        f"a process with no case to blame {restart['status']}, exit status {restart['code']}:\n"
+        f"{restart['tail']}"
+        for restart in restarts
+        if "tail" in restart
+    ]
     if not outcome.ok and outcome.status != "out of time":
         failures.append(f"the benchmark {outcome.status}, exit status {outcome.code}")
     if started.status in ("failed", "hung"):
         failures.append(f"naming kernels {started.status}: {started.tail[-1500:]}")
     if not any(row["timing"] for row in rows):
         failures.append(f"nothing was timed: {outcome.tail[-1500:]}")
-    content = {
-        "complete": outcome.ok,
-        "restarts": restarts,
-        "missed": missed(rows),
-        "cases": rows,
-    }
-    record.unlink()
+    path.unlink(missing_ok=True)
     return Report(content, failures, said(rows, complete=outcome.ok))
 
 
-def unfinished(events: list[dict[str, Any]]) -> str:
+def unfinished(events: list[record.Event]) -> str:
     """The case that had begun and has no row."""
     running = ""
     for event in events:
-        running = event.get("running", "") if "running" in event else ""
+        running = event.get("running", "")
     return running
+
+
+def summary(events: list[record.Event]) -> dict[str, Any]:
+    """What a record says, whether all cases have been measured or not."""
+    rows = [event for event in events if "name" in event and not event.get("left_out")]
+    kernels = {event.pop("kernels_of"): event for event in events if "kernels_of" in event}
+    rows = [row | kernels.get(row["name"], {}) for row in rows]
+    return {"missed": missed(rows), "cases": rows}
 
 
 def missed(rows: list[dict[str, Any]]) -> list[str]:

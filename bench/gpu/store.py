@@ -1,23 +1,27 @@
 """Results of the parts put together as ``bench/results/gpu.json``, and what README.md says of them.
 
 ``python -m bench.gpu store --from FOLDER ...``: of several folders with the same part the last
-counts, but for the benchmark, of which cases add up while they are of one machine and commit.
+counts, but for the benchmark, of which cases add up while they are of one machine and commit. Where
+somebody ended a part its record was left behind, and counts as far as it goes.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..pages import README, rewritten
 from ..run import RESULTS
-from . import report
+from . import record, report, testing
+from . import run as benchmark
 
 NAME = "gpu.json"
 PARTS = ("build", "test", "sanitize", "sync", "bench")
+#: Of the parts that keep a record while they run, what it says.
+RECORDED = {"test": testing.summary, "bench": benchmark.summary}
 #: What makes figures comparable.
 SAME = ("gpu", "driver", "torch", "cudnn", "fastrnn", "commit")
 
@@ -27,15 +31,29 @@ def merged(folders: Sequence[Path], before: dict[str, Any] | None = None) -> dic
     found = dict(before or {})
     for folder in folders:
         for part in PARTS:
-            path = folder / f"gpu-{part}.json"
-            if not path.exists():
-                continue
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            old = found.get(part)
-            if part == "bench" and old and _same(old, content):
-                content = _with_cases(old, content)
-            found[part] = content
+            for content in _written(folder, part):
+                old = found.get(part)
+                if part == "bench" and old and _same(old, content):
+                    found[part] = _with_cases(old, content)
+                else:
+                    found[part] = content
     return found
+
+
+def _written(folder: Path, part: str) -> Iterator[dict[str, Any]]:
+    """What a part has left in a folder: its file, and the record of a later run that was ended."""
+    path = folder / f"gpu-{part}.json"
+    if path.exists():
+        yield json.loads(path.read_text(encoding="utf-8"))
+    events = record.read(folder / f"gpu-{part}.jsonl")
+    if part in RECORDED and events and events[0].get("machine"):
+        yield {
+            "part": part,
+            "machine": events[0]["machine"],
+            "failures": ["the part was ended before it was over"],
+            "complete": False,
+            **RECORDED[part](events),
+        }
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:

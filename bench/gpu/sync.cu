@@ -27,8 +27,20 @@ constexpr unsigned kThreads = 256;  // of a block, as in csrc/cuda/layer.h
 struct Rounds {
   unsigned* flags = nullptr;   // (blocks), zero at first
   Vector16* values = nullptr;  // (2, kThreads)
+  unsigned* others = nullptr;  // (kOthersRounds, blocks, kOthers, kThreads)
   int rounds = 0;
 };
+
+// What a training step stores for backward: gates, c and y. Nobody reads it in this kernel; but a
+// barrier of a cluster and a flag's release wait until all that a thread has stored is on its way.
+constexpr unsigned kOthers = 6;
+constexpr unsigned kOthersRounds = 32;  // then from the start again
+FASTRNN_DEVICE void store_others(const Rounds& args, int round) {
+  const unsigned block = unsigned(round) % kOthersRounds * gridDim.x + blockIdx.x;
+  unsigned* const out = args.others + size_t(block) * kOthers * kThreads + threadIdx.x;
+#pragma unroll
+  for (unsigned k = 0; k < kOthers; ++k) out[k * kThreads] = unsigned(round);
+}
 
 // Waits for a flag, but not for ever: what was printed before must come to its reader.
 FASTRNN_DEVICE void wait_for(const unsigned* flag, unsigned n) {
@@ -64,8 +76,12 @@ __global__ void grid_barrier(Rounds args) {
 __global__ void block_barrier(Rounds args) {
   for (int r = 0; r < args.rounds; ++r) sync_block();
 }
+template <bool kStoring>
 __global__ void cluster_barrier(Rounds args) {
-  for (int r = 0; r < args.rounds; ++r) cluster_arrive(), cluster_wait();
+  for (int r = 0; r < args.rounds; ++r) {
+    if (kStoring) store_others(args, r);
+    cluster_arrive(), cluster_wait();
+  }
 }
 
 // The first and the last block in turn: one has stored a flag, the other sees it. A round is two
@@ -85,6 +101,7 @@ __global__ void flag_hop(Rounds args) {
 
 // The same with what the kernels do around it: all threads store a value, the block meets, one sets
 // the flag; there every warp waits for it and reads. From a value's store to its use.
+template <bool kStoring>
 __global__ void value_hop(Rounds args) {
   const unsigned last = gridDim.x - 1, me = blockIdx.x, i = threadIdx.x;
   if (me != 0 && me != last) return;
@@ -95,6 +112,7 @@ __global__ void value_hop(Rounds args) {
   Vector16 value = {{i, i, i, i}};
   const auto send = [&](unsigned n) {
     out[i] = value;
+    if (kStoring) store_others(args, int(n));
     sync_block();
     if (i == 0) store_release(mine, n);
   };
@@ -311,7 +329,9 @@ class Benchmark {
   double per_round(void (*kernel)(Rounds), Launch how) const {
     how.threads = kThreads;
     const Memory flags(4 * int64_t(how.grid[0])), values(2 * kThreads * sizeof(Vector16));
-    const Rounds args = {flags.as<unsigned>(), values.as<Vector16>(), rounds_};
+    const Memory others(4 * int64_t(how.grid[0]) * kOthersRounds * kOthers * kThreads);
+    const Rounds args = {flags.as<unsigned>(), values.as<Vector16>(), others.as<unsigned>(),
+                         rounds_};
     const double total = seconds([&] {
       set_to_zero(args.flags, 4 * int64_t(how.grid[0]));
       launch(kernel, how, args, kWhat);
@@ -333,29 +353,35 @@ class Benchmark {
       measure("flag_barrier" + suffix, [&] { return per_round(flag_barrier, blocks(count)); });
     }
     measure("flag_hop", [&] { return per_round(flag_hop, blocks(all)) / 2; });
-    measure("value_hop", [&] { return per_round(value_hop, blocks(all)) / 2; });
+    measure("value_hop", [&] { return per_round(value_hop<false>, blocks(all)) / 2; });
+    measure("value_hop_storing", [&] { return per_round(value_hop<true>, blocks(all)) / 2; });
   }
 
   void clusters() const {
     if (device_.max_cluster == 1) return;
-    allow_most(cluster_barrier, device_, kWhat);
+    allow_most(cluster_barrier<false>, device_, kWhat);
+    allow_most(cluster_barrier<true>, device_, kWhat);
     std::vector<unsigned> sizes = {2, 4, 8};
     if (device_.max_cluster > int(kPortableCluster)) sizes.push_back(16);
     for (const unsigned size : sizes) {
       const std::string suffix = "_" + std::to_string(size);
       Launch how = blocks(int(size), false);
       how.cluster = size, how.threads = kThreads;
-      measure("cluster_barrier" + suffix, [&] { return per_round(cluster_barrier, how); });
+      const auto plain = cluster_barrier<false>;
+      measure("cluster_barrier" + suffix, [&] { return per_round(plain, how); });
       // Beside other clusters, as the kernels run it.
-      measure("cluster_barrier_full" + suffix, [&] {
-        Launch full = how;
-        full.grid[0] = size * unsigned(resident_clusters(cluster_barrier, how, kWhat));
-        return per_round(cluster_barrier, full);
-      });
+      const auto full = [&] {
+        Launch all = how;
+        all.grid[0] = size * unsigned(resident_clusters(plain, how, kWhat));
+        return all;
+      };
+      const std::string name = "cluster_barrier_full" + suffix;
+      measure(name, [&] { return per_round(plain, full()); });
+      measure(name + "_storing", [&] { return per_round(cluster_barrier<true>, full()); });
       for (const int part : {8, 2, 1}) {
         how.shared_bytes = unsigned(device_.shared_bytes / part);
         measure("resident_clusters" + suffix + "_of_" + std::to_string(how.shared_bytes),
-                [&] { return resident_clusters(cluster_barrier, how, kWhat); });
+                [&] { return resident_clusters(plain, how, kWhat); });
       }
     }
     Launch pair = blocks(2, false);

@@ -35,13 +35,14 @@ def assumed(text: str | None = None) -> dict[str, float]:
 def rates(figures: Mapping[str, Any]) -> dict[str, float]:
     """The same by what was measured; those that this cannot measure are left out.
 
-    kBlock is a lower bound: two barriers of a block, without the arithmetic of a tile.
+    kBlock is a lower bound: two barriers of a block, without the arithmetic of a tile. kCluster and
+    kFlag are with the stores that a training step leaves under way, which both wait for.
     """
     sources = {
         "kLaunch": ("launch_full", 1.0),
         "kBlock": ("block_barrier", 2.0),
-        "kCluster": ("cluster_barrier_full_8", 1.0),
-        "kFlag": ("value_hop", 1.0),
+        "kCluster": ("cluster_barrier_full_8_storing", 1.0),
+        "kFlag": ("value_hop_storing", 1.0),
         "kShared": ("shared", 1.0),
         "kFromL2": ("l2_one", 1.0),
         "kL2": ("l2_all_own", 1.0),
@@ -52,6 +53,22 @@ def rates(figures: Mapping[str, Any]) -> dict[str, float]:
         for name, (figure, factor) in sources.items()
         if figures.get(figure)
     }
+
+
+#: What blocks exchange through, the planner's constant for it, and what was measured of the least
+#: that it costs: with nothing else under way.
+WAITS = {"cluster": ("kCluster", "cluster_barrier_full_8"), "grid": ("kFlag", "value_hop")}
+
+
+def waits(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The least seconds of an exchange by what it goes through, for floors."""
+    return {name: figures[figure] for name, (_, figure) in WAITS.items() if figures.get(figure)}
+
+
+def assumed_waits() -> dict[str, float]:
+    """The same by the planner's constants, which are of a training step."""
+    constants = assumed()
+    return {name: constants[constant] for name, (constant, _) in WAITS.items()}
 
 
 def read(text: str) -> tuple[dict[str, float], list[str]]:
@@ -103,6 +120,7 @@ def run(part: Part) -> Report:
         beside = f"{measured[name]:.3g}" if name in measured else "not measured"
         print(f"  {name:<10} assumed {expected[name]:.3g}, measured {beside}", flush=True)
     content = {"figures": figures, "rates": measured, "assumed": expected, "errors": errors}
+    content |= {"waits": waits(figures)}
     return Report(content, errors, f"{len(figures)} figures, {len(errors)} could not be measured")
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..workload import THEIRS, Workload, WrongNumbers
 from .cases import GpuCase
 from .device import device
+
+#: torch.nn with its weights in one piece, where it does not do that itself.
+FLAT = "torch.nn, flattened"
 
 
 @contextmanager
@@ -30,12 +34,28 @@ class GpuWorkload(Workload):
     """Modules, input and gradients on the device."""
 
     case: GpuCase
+    #: Why torch.nn could not be flattened where it should have been.
+    unflattened = ""
 
     def __init__(self, case: GpuCase) -> None:
         super().__init__(case, device().type)
         packing: Any = self.inputs.packing
         if packing is not None:
             self.inputs = replace(self.inputs, packing=packing.to(device().type))
+
+    def peers(self) -> list[str]:
+        """What ours is compared with: torch.nn as it is, and where that packs its weights again in
+        each call, once more with weights that cuDNN takes as they lie; unless it refuses them.
+        """
+        if self.case.dtype != torch.bfloat16:
+            return [THEIRS]
+        try:
+            self.modules[FLAT] = flattened(self.modules[THEIRS])
+            self.call(FLAT)()
+        except RuntimeError as error:
+            self.unflattened = str(error)
+            return [THEIRS]
+        return [THEIRS, FLAT]
 
     @property
     def _rounded(self) -> torch.dtype:
@@ -72,6 +92,32 @@ class GpuWorkload(Workload):
                 default=None,
             ),
         }
+
+
+def flattened(module: nn.Module) -> nn.Module:
+    """A copy whose weights lie in one piece.
+
+    torch's ``flatten_parameters`` passes bfloat16 over, as its list of cuDNN's dtypes is older than
+    cuDNN's bfloat16: each call then begins with a copy of all weights. A user can spare that by
+    adding to the list, so a comparison without it would flatter us.
+
+    Raises:
+        RuntimeError: cuDNN refuses, or they are in several pieces all the same.
+    """
+    dtypes: set[torch.dtype] = torch.backends.cudnn.CUDNN_TENSOR_DTYPES
+    with torch.inference_mode(False):
+        copied: Any = copy.deepcopy(module)
+        added = {parameter.dtype for parameter in copied.parameters()} - dtypes
+        dtypes |= added
+        try:
+            copied.flatten_parameters()
+        finally:
+            dtypes -= added
+    pieces = {parameter.untyped_storage().data_ptr() for parameter in copied.parameters()}
+    if len(pieces) > 1:
+        raise RuntimeError(f"flatten_parameters has left the weights in {len(pieces)} pieces")
+    flat: nn.Module = copied
+    return flat
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:

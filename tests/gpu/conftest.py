@@ -6,7 +6,6 @@ the tests that are left. The record tells it which those are.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ import pytest
 import torch
 from tolerances import ledger
 
+from bench.gpu import record
 from bench.gpu.device import device
-from bench.gpu.testing import BROKEN, RECORD, SKIP, left_out
+from bench.gpu.testing import BROKEN, LONGER, RECORD, SKIP, file_of, left_out
 
 # Read when cuBLAS is first used: without it, deterministic algorithms refuse matrix products.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -26,8 +26,7 @@ def note(**fields: object) -> None:
     """Add a line to the record, if somebody wants one."""
     path = os.environ.get(RECORD)
     if path:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(fields) + "\n")
+        record.add(Path(path), **fields)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,6 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if without:
         config.hook.pytest_deselected(items=without)
         items[:] = [item for item in items if item not in without]
+    if items and os.environ.get(RECORD):
+        device().load()  # before a test is waited for
     note(event="collected", count=len(items))
 
 
@@ -47,7 +48,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    note(event="start", test=nodeid)
+    note(event="start", test=nodeid, patience=LONGER.get(file_of(nodeid)))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
