@@ -79,8 +79,9 @@ __global__ void block_barrier(Rounds args) {
 template <bool kStoring>
 __global__ void cluster_barrier(Rounds args) {
   for (int r = 0; r < args.rounds; ++r) {
+    cluster_arrive();
     if (kStoring) store_others(args, r);
-    cluster_arrive(), cluster_wait();
+    cluster_wait();
   }
 }
 
@@ -112,9 +113,9 @@ __global__ void value_hop(Rounds args) {
   Vector16 value = {{i, i, i, i}};
   const auto send = [&](unsigned n) {
     out[i] = value;
-    if (kStoring) store_others(args, int(n));
     sync_block();
     if (i == 0) store_release(mine, n);
+    if (kStoring) store_others(args, int(n));
   };
   for (int r = 0; r < args.rounds; ++r) {
     if (me == 0) send(unsigned(r + 1));
