@@ -248,3 +248,14 @@ def test_clusters_of_sixteen_where_they_are_resident() -> None:
     # The device knows such clusters, but holds none.
     assert not plan(forward(512), 16, CLUSTER, max_cluster=16, clusters=15)
     assert plan(forward(512), 16, max_cluster=16, clusters=15)["cluster"] <= 8
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_sizes_that_kernels_cannot_count(place: int) -> None:
+    """steps, batch, hidden_size: refused before anything is launched."""
+    sizes = [3, 5, 15, 7, 9, 9, 1]
+    sizes[place] = 1 << 30
+    with pytest.raises(
+        RuntimeError, match=r"fewer than 2\^30 steps, rows and units, got 1073741824"
+    ):
+        extension().planned(False, 2, 4, 0, sizes, ANY)

@@ -59,7 +59,7 @@ class BackwardUnit {
       : p_(args), d_(direction), course_{args.time.steps, direction == 1} {}
 
  protected:
-  FASTRNN_DEVICE void locate(const Moment& now, const Place& place, int64_t unit) {
+  FASTRNN_DEVICE void locate(const Moment& now, const Place& place, int unit) {
     now_ = now, place_ = place, j_ = unit;
     last_ = now.t == course_.last(place.length);
     first_ = now.t == course_.first(place.length);
@@ -157,7 +157,7 @@ class BackwardUnit {
   const Course course_;
   Moment now_;
   Place place_;
-  int64_t j_ = 0;
+  int j_ = 0;
   bool last_ = false, first_ = false;
   uint8_t reset_after_ = 0;
 };
@@ -173,8 +173,7 @@ class CellBackward : public BackwardUnit<Math> {
   static constexpr int kIn = 1, kOut = Cell::kGates;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(const Moment& now, const Moment& next, const Place& place,
-                           int64_t unit) {
+  FASTRNN_DEVICE void load(const Moment& now, const Moment& next, const Place& place, int unit) {
     this->locate(now, place, unit);
     if constexpr (!kProjected) dh_.ask(*this, Cell::kDirect);
 #pragma unroll
@@ -222,7 +221,7 @@ class ProjectionBackward : public BackwardUnit<Math> {
   static constexpr int kIn = 1, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int unit) {
     this->locate(now, place, unit);
     dh_.ask(*this, false);
   }
@@ -248,7 +247,7 @@ class CandidateBackward : public BackwardUnit<Math> {
   static constexpr int kIn = 1, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int unit) {
     this->locate(now, place, unit);
     dh_.ask(*this, true);
 #pragma unroll
@@ -285,7 +284,7 @@ class GatesBackward : public BackwardUnit<Math> {
   static constexpr int kIn = 1, kOut = Gradients<Cell>::kThrough;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int unit) {
     this->locate(now, place, unit);
     r_ = this->saved(0), h_prev_ = this->h_prev();
     da_z_ = *this->template da<Cell>(1);
@@ -361,7 +360,7 @@ class InitialBackward {
   FASTRNN_DEVICE InitialBackward(const InitialArgs<Math>& args, int direction)
       : p_(args), d_(direction) {}
 
-  FASTRNN_DEVICE void load(const Moment&, const Moment&, const Place& one, int64_t unit) {
+  FASTRNN_DEVICE void load(const Moment&, const Moment&, const Place& one, int unit) {
     const int64_t B = p_.rows.batch, R = p_.output;
     const Place place = p_.rows.place(one.index);
     const Course course{p_.rows.steps, d_ == 1};

@@ -47,9 +47,8 @@ class ForwardUnit {
       : p_(args), d_(direction), course_{args.time.steps, direction == 1} {}
 
  protected:
-  FASTRNN_DEVICE void locate(const Moment& now, const Place& place, int64_t unit) {
+  FASTRNN_DEVICE void locate(const Moment& now, const Place& place, int unit) {
     now_ = now, place_ = place, j_ = unit;
-    state_ = (d_ * p_.time.batch + place.index) * p_.hidden + unit;
     reset_ = p_.time.reset_at(now.t, place);
   }
   static FASTRNN_DEVICE S value(const S* p, int64_t i) { return p ? p[i] : S{}; }
@@ -68,6 +67,9 @@ class ForwardUnit {
   // Sums and states are ignored where the state was reset; NaN times zero would not be.
   FASTRNN_DEVICE N unless_reset(N v) const { return reset_ ? N(0) : v; }
 
+  FASTRNN_DEVICE int64_t by_place() const {
+    return (d_ * p_.time.batch + place_.index) * p_.hidden + j_;
+  }
   FASTRNN_DEVICE int64_t row() const { return p_.time.row(now_, place_); }
   FASTRNN_DEVICE int64_t batch_row() const { return d_ * p_.time.batch + place_.batch_row; }
   FASTRNN_DEVICE bool is_last() const { return now_.t == course_.last(place_.length); }
@@ -92,7 +94,7 @@ class ForwardUnit {
   const Course course_;
   Moment now_;
   Place place_;
-  int64_t j_ = 0, state_ = 0;
+  int j_ = 0;
   uint8_t reset_ = 0;
 };
 
@@ -106,11 +108,11 @@ class CellForward : public ForwardUnit<Math> {
   static constexpr int kIn = Cell::kGates, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int unit) {
     this->locate(now, place, unit);
 #pragma unroll
     for (int g = 0; g < kIn; ++g) input_[g] = this->input(kIn, g);
-    if constexpr (kKeepsState) before_ = this->p_.state[this->state_];
+    if constexpr (kKeepsState) before_ = this->p_.state[this->by_place()];
   }
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
     N x[kIn], r[kIn];
@@ -127,7 +129,7 @@ class CellForward : public ForwardUnit<Math> {
 #pragma unroll
     for (int k = 0; k < Cell::kSaved; ++k) this->save(k, saved_[k]);
     if constexpr (Cell::kCellState) this->output_c(c_);
-    if constexpr (kKeepsState) this->p_.state[this->state_] = Cell::kCellState ? c_ : h_;
+    if constexpr (kKeepsState) this->p_.state[this->by_place()] = Cell::kCellState ? c_ : h_;
     if constexpr (!kProjected) this->output_h(h_);
   }
 
@@ -148,7 +150,7 @@ class ProjectionForward : public ForwardUnit<Math> {
   static constexpr int kIn = 1, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int unit) {
     this->locate(now, place, unit);
   }
   FASTRNN_DEVICE void finish(const N* sums, N* out) { h_ = out[0] = sums[0]; }
@@ -170,11 +172,11 @@ class GatesForward : public ForwardUnit<Math> {
   static constexpr int kIn = Cell::kFirstGates, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int unit) {
     this->locate(now, place, unit);
 #pragma unroll
     for (int g = 0; g < kIn; ++g) input_[g] = this->input(Cell::kGates, g);
-    h_prev_ = this->p_.state[this->state_];
+    h_prev_ = this->p_.state[this->by_place()];
   }
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
     N x[kIn], r[kIn];
@@ -188,7 +190,7 @@ class GatesForward : public ForwardUnit<Math> {
   FASTRNN_DEVICE void store() const {
 #pragma unroll
     for (int k = 0; k < kIn; ++k) this->save(k, saved_[k]);
-    this->p_.update[this->state_] = saved_[1];
+    this->p_.update[this->by_place()] = saved_[1];
   }
 
  private:
@@ -206,10 +208,10 @@ class CandidateForward : public ForwardUnit<Math> {
   static constexpr int kIn = 1, kOut = 1;
   using Base::Base;
 
-  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int64_t unit) {
+  FASTRNN_DEVICE void load(const Moment& now, const Moment&, const Place& place, int unit) {
     this->locate(now, place, unit);
     input_ = this->input(Cell::kGates, kGate);
-    z_ = this->p_.update[this->state_], h_prev_ = this->p_.state[this->state_];
+    z_ = this->p_.update[this->by_place()], h_prev_ = this->p_.state[this->by_place()];
   }
   FASTRNN_DEVICE void finish(const N* sums, N* out) {
     Cell::forward_candidate(input_.of_x(), input_.bias() + sums[0], z_, this->unless_reset(h_prev_),
@@ -218,7 +220,7 @@ class CandidateForward : public ForwardUnit<Math> {
   }
   FASTRNN_DEVICE void store() const {
     this->save(kGate, n_);
-    this->p_.state[this->state_] = h_;
+    this->p_.state[this->by_place()] = h_;
     this->output_h(h_);
   }
 

@@ -19,9 +19,9 @@ struct Exchange {
 };
 
 constexpr int kExchangeStep = 8;  // from one value of a unit to the next
-FASTRNN_FN int64_t exchange_index(int64_t unit, int value, int width) {
-  const uint64_t u = uint64_t(unit);
-  return int64_t((u / 8 * unsigned(width) + unsigned(value)) * kExchangeStep + u % 8);
+FASTRNN_FN int64_t exchange_index(int unit, int value, int width) {
+  const unsigned u = unsigned(unit);
+  return (int64_t(u / 8) * width + value) * kExchangeStep + u % 8;
 }
 
 // A product of a step: every unit has `gates` rows of weights, which meet a row of the exchange.

@@ -284,8 +284,8 @@ class Planner {
   }
   // How often a warp of sequence.cuh waits for some bricks before it asks for the next.
   int64_t loads(const Plan& plan, const StageSize& stage) const {
-    const int ahead =
-        bricks_ahead(in_.matrix, plan.wide, stage.gates * plan.unit_blocks[0], in_.stages);
+    const int ahead = bricks_ahead(in_.matrix, plan.wide, stage.gates * plan.unit_blocks[0],
+                                   in_.stages, in_.number_bytes);
     return ceil_div(stage.bricks, int64_t(kWarps) * split_of(plan) * ahead);
   }
   double round_trips(const Plan& plan, const StageSize& stage) const {

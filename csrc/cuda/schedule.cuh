@@ -118,6 +118,8 @@ inline Launch over(int64_t count, void* stream) {
 // Warps for as many threads' work.
 inline Launch over_warps(int64_t warps, void* stream) { return over(32 * warps, stream); }
 
+constexpr int64_t kMostOfSize = (int64_t(1) << 30) - 1;  // kernels count them in int
+
 // A pass over the sequence.
 template <class Pass>
 class Schedule {
@@ -129,6 +131,11 @@ class Schedule {
  public:
   Schedule(const Sizes& sizes, const CudaCall& call, const StageSource* sources, const char* what)
       : sizes_(sizes), call_(call), sources_(sources), what_(what) {
+    for (const int64_t size : {sizes.steps, sizes.batch, sizes.hidden})
+      if (size > kMostOfSize)
+        throw std::runtime_error(std::string("fastrnn: ") + what +
+                                 ": expected fewer than 2^30 steps, rows and units, got " +
+                                 std::to_string(size));
     PlanInput input;
     input.stages = Pass::kStages;
     for (int s = 0; s < Pass::kStages; ++s) {

@@ -111,6 +111,8 @@ class Sequence {
         course_{args.time.steps, (d_ == 1) != Pass::kBackward},
         split_(Exchanging::kShared ? 1 : args.work.split),
         rank_(split_ > 1 ? int(cluster_rank()) : 0),
+        part_(rank_ * parts() + int(threadIdx.x / 32) / split_),
+        target_(int(threadIdx.x / 32) % split_),
         weights_(shared),
         partial_((N*)(shared + args.work.weight_bytes)),
         exchange_(args, d_, shared + args.work.weight_bytes + 2 * args.work.partial_bytes) {}
@@ -126,7 +128,7 @@ class Sequence {
     [[maybe_unused]] ProductOf<typename Pass::First> product;
     [[maybe_unused]] typename Pass::First unit(p_, d_);
     const int64_t first = work.first_step;
-    Step step = {first, moment(first), moment(first + 1), moment(first + 2), 0};
+    Step step = {first, moment(first), moment(first + 1), 0};
     while (step.index < work.end_step) {
       if constexpr (Pass::kStages == 1) {
         stage<typename Pass::First, 0>(step, product, unit);
@@ -134,7 +136,7 @@ class Sequence {
         if (work.first_stage == 0) stage<typename Pass::First, 0>(step);
         if (work.end_stage == 2) stage<typename Pass::Second, 1>(step);
       }
-      step = {step.index + 1, step.next, step.after, moment(step.index + 3), step.now.alive};
+      step = {step.index + 1, step.next, moment(step.index + 2), step.now.alive};
     }
   }
 
@@ -158,8 +160,8 @@ class Sequence {
   // come is asked for early enough to be there when it is looked at.
   struct Step {
     int64_t index;
-    Moment now, next, after;
-    int64_t alive_before;  // places at the step before; none where that was another launch
+    Moment now, next;
+    int alive_before;  // places at the step before; none where that was another launch
   };
   FASTRNN_DEVICE Moment moment(int64_t s) const {
     return s < p_.time.steps ? p_.time.moment(course_.step(s)) : Moment();
@@ -167,21 +169,14 @@ class Sequence {
 
   // The calling warp's part of a stage's product.
   struct Part {
-    int index;        // among the parts of k
-    int target;       // the block of the cluster for whose units it multiplies
     int begin, end;   // bricks
-    int skipped;      // bricks of its block before
-    Writers writers;  // of those bricks
+    int skipped;      // of its block, before
+    Writers writers;  // of its bricks
   };
   template <int kStage>
   FASTRNN_DEVICE Part part_of_warp() const {
-    const int warp = threadIdx.x / 32, index = rank_ * parts() + warp / split_;
-    const int begin = bricks(kStage, index), end = bricks(kStage, index + 1);
-    return {index,
-            warp % split_,
-            begin,
-            end,
-            begin - bricks(kStage, rank_ * parts()),
+    const int begin = bricks(kStage, part_), end = bricks(kStage, part_ + 1);
+    return {begin, end, begin - bricks(kStage, rank_ * parts()),
             exchange_.writers(kStage, begin * kBrickBytes, end * kBrickBytes)};
   }
 
@@ -232,8 +227,8 @@ class Sequence {
   }
 
   template <class Stage>
-  static constexpr int kAhead =
-      bricks_ahead(Math::kMatrix, Shape::kWide, Stage::kIn* Shape::kBlocks, Pass::kStages);
+  static constexpr int kAhead = bricks_ahead(Math::kMatrix, Shape::kWide,
+                                             Stage::kIn* Shape::kBlocks, Pass::kStages, sizeof(N));
   // Weights of two stages would need twice the registers.
   template <class Stage>
   using ProductOf = Multiplication<Math, Stage::kIn * Shape::kBlocks, Shape::kTiles, kAhead<Stage>,
@@ -259,14 +254,14 @@ class Sequence {
   }
 
   // Tiles without rows come after those that have some.
-  FASTRNN_DEVICE bool has_rows(const Tile& tile, int64_t alive) const {
+  FASTRNN_DEVICE bool has_rows(const Tile& tile, int alive) const {
     return tile.index < p_.work.tiles && int64_t(tile.index) * kPlaces < alive;
   }
 
   // This thread's place in the tile; known already where the team has one tile.
   FASTRNN_DEVICE void visit(const Tile& tile) {
     if (tile.index == visited_) return;
-    const int64_t place = int64_t(tile.index) * kPlaces + threadIdx.x / kUnits;
+    const int place = tile.index * kPlaces + int(threadIdx.x) / kUnits;
     visited_ = tile.index;
     place_ = place < p_.time.batch ? p_.time.place(place) : Place{place};
   }
@@ -298,14 +293,14 @@ class Sequence {
     // Blocks of a cluster take the same turns: the first one has the most groups.
     const int turns = groups(kStage, 0);
     for (int g = 0; g < turns; ++g) {
-      const int64_t unit = (int64_t(first_group(kStage, rank_)) + g) * kUnits + u;
+      const int unit = (first_group(kStage, rank_) + g) * kUnits + u;
       const bool active = alive && g < product.per_block && unit < product.units;
       const bool some_active = alive && unit / 8 * 8 < product.units;  // of the eight units
       const int64_t to = computed(row + exchange_index(unit, 0, out.width));
       if (active && asked_ != step.index) own.load(step.now, step.next, place_, unit);
-      const bool multiplies = g < groups(kStage, part.target);
+      const bool multiplies = g < groups(kStage, target_);
       product_of_warp.prepare(
-          weights<Stage, kStage>(part.target, g) + int64_t(part.skipped) * kBrickVectors<Stage>,
+          weights<Stage, kStage>(target_, g) + int64_t(part.skipped) * kBrickVectors<Stage>,
           part.begin, multiplies ? part.end : part.begin);
       if (g == 0 && fed_here)
         exchange_.wait(kStage, tile, part.writers, unsigned(step.index + kStage));
@@ -314,9 +309,9 @@ class Sequence {
         Sums<Math, kHalves, Shape::kTiles> sums;
         product_of_warp.run(exchange_.rows(kStage) + from, row_bytes, sums);
         if (split_ > 1)
-          put<Stage::kIn>(sums, remote(partial, part.target), part.index);
+          put<Stage::kIn>(sums, remote(partial, target_), part_);
         else
-          put<Stage::kIn>(sums, partial, part.index);
+          put<Stage::kIn>(sums, partial, part_);
       }
       // Sums of the next turn go elsewhere, so that this is the only barrier of a turn.
       if (split_ > 1)
@@ -347,7 +342,7 @@ class Sequence {
       if (Exchanging::kShared && Pass::kStages == 1 && turns == 1 && p_.work.team_tiles == 1) {
         asked_ = step.index + 1;
         if (place_.index < step.next.alive && m < kPlaces && unit < product.units)
-          own.load(step.next, step.after, place_, unit);
+          own.load(step.next, moment(step.index + 2), place_, unit);
       }
     }
   }
@@ -390,6 +385,8 @@ class Sequence {
   const int d_;
   const Course course_;
   const int split_, rank_;
+  // Of k, the part that the calling warp has; and the block of the cluster for whose units.
+  const int part_, target_;
   Part parts_[Pass::kStages];
   int turn_ = 0;
   int64_t asked_ = -1;  // step of which this thread has asked for all that it needs

@@ -229,7 +229,7 @@ class TiledStage {
     const int64_t first_place = int64_t(tile_.index) * kPlaces + skipped;
     const Moment next = s + 1 < p_.time.steps ? p_.time.moment(course_.step(s + 1)) : Moment();
     const int u = threadIdx.x % kUnits;
-    const int64_t unit = int64_t(group_) * kUnits + u;
+    const int unit = group_ * kUnits + u;
     const auto active = [&](int m) {
       return m < own_places && first_place + m < now.alive && unit < product.units;
     };

@@ -28,9 +28,11 @@ FASTRNN_FN constexpr bool has_wide_tiles(bool matrix, int gates) { return matrix
 FASTRNN_FN constexpr int most_unit_blocks(int number_bytes) { return number_bytes == 8 ? 1 : 2; }
 // Bricks of which a warp has loads under way together, as far as registers go: `halves` half-tiles
 // of 8 weight rows.
-FASTRNN_FN constexpr int bricks_ahead(bool matrix, bool wide, int halves, int stages) {
+FASTRNN_FN constexpr int bricks_ahead(bool matrix, bool wide, int halves, int stages,
+                                      int number_bytes) {
   if (!matrix && stages == 2) return 1;
-  if (!matrix) return halves <= 2 ? 4 : halves <= 4 ? 2 : 1;
+  if (number_bytes == 8) return halves <= 2 ? 2 : 1;
+  if (!matrix) return halves <= 2 ? 3 : halves <= 4 ? 2 : 1;
   if (wide) return halves <= 4 ? 2 : 1;
   return halves <= 4 ? 4 : stages == 1 ? 2 : 1;
 }

@@ -14,12 +14,13 @@ FASTRNN_NAMESPACE_BEGIN
 
 // A time of the caller's: its first dense row, and how many places are alive at it.
 struct Moment {
-  int64_t t = 0, first_row = 0, alive = 0;
+  int64_t first_row = 0;
+  int t = 0, alive = 0;
 };
 
 // A place: the batch row that has it, and the number of its steps.
 struct Place {
-  int64_t index = 0, batch_row = 0, length = 0;
+  int index = 0, batch_row = 0, length = 0;
 };
 
 struct Timeline {
@@ -32,11 +33,11 @@ struct Timeline {
   int64_t reset_step = 0, reset_row = 0;
 
   FASTRNN_DEVICE Moment moment(int64_t t) const {
-    if (!offset) return {t, t * batch, batch};
-    return {t, offset[t], offset[t + 1] - offset[t]};
+    if (!offset) return {t * batch, int(t), int(batch)};
+    return {offset[t], int(t), int(offset[t + 1] - offset[t])};
   }
   FASTRNN_DEVICE Place place(int64_t index) const {
-    return {index, batch_row(index), length_of(index)};
+    return {int(index), int(batch_row(index)), int(length_of(index))};
   }
   FASTRNN_DEVICE int64_t length_of(int64_t place) const { return length ? length[place] : steps; }
   FASTRNN_DEVICE int64_t batch_row(int64_t place) const { return order ? order[place] : place; }
