@@ -11,38 +11,33 @@ from typing import NamedTuple
 
 import nvrtc
 
-_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?(\S+)\s*(.*?)\s*;")
-_REGISTER = re.compile(r"\bR\d+\b")
-#: Bits of a load's result over those of a register.
-_REGISTERS = {"128": 4, "64": 2}
+_LINE = re.compile(
+    r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\S+)\s*(.*?)\s*;"
+    r"\s*/\* 0x[0-9a-f]{16} \*/\s*/\* 0x([0-9a-f]{16}) \*/"
+)
 
 
 class Instruction(NamedTuple):
+    """An instruction of Volta or later; control: the upper half of its encoding.
+
+    What takes a while, as loads, counts on one of six scoreboards, and whatever needs its result
+    waits until that is at zero: for all that counts there, too.
+    """
+
     name: str
     operands: tuple[str, ...]
+    control: int
 
     @property
-    def written(self) -> tuple[str, ...]:
-        """Registers that it writes, where it is no store."""
-        found = _REGISTER.findall(self.operands[0]) if self.operands else []
-        if not found or self.stores:
-            return ()
-        first, parts = int(found[0][1:]), self.name.split(".")
-        count = max((_REGISTERS.get(part, 1) for part in parts), default=1) if self.loads else 1
-        return tuple(f"R{first + i}" for i in range(count))
+    def counts_on(self) -> frozenset[int]:
+        """The scoreboard of its result; none where it takes a fixed time."""
+        board = self.control >> 46 & 7
+        return frozenset() if board == 7 else frozenset({board})
 
     @property
-    def read(self) -> tuple[str, ...]:
-        operands = self.operands if self.stores else self.operands[1:]
-        return tuple(_REGISTER.findall(" ".join(operands)))
-
-    @property
-    def loads(self) -> bool:
-        return self.name.startswith(("LD.", "LDG", "LDS"))
-
-    @property
-    def stores(self) -> bool:
-        return self.name.startswith(("ST.", "STG", "STS", "RED"))
+    def waits_for(self) -> frozenset[int]:
+        mask = self.control >> 52 & 63
+        return frozenset(board for board in range(6) if mask >> board & 1)
 
 
 def disassembler() -> str | None:
@@ -60,11 +55,13 @@ def listing(cubin: bytes, kernel: str) -> list[Instruction]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [program, "--print-code", str(path)]
+        command = [program, "--print-code", "--print-instruction-encoding", str(path)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     _, _, code = text.partition(f"\n.text.{kernel}:\n")
     code, _, _ = code.partition("\n\t.section\t")
     return [
-        Instruction(name, tuple(part.strip() for part in operands.split(",") if part))
-        for _, name, operands in _LINE.findall(code)
+        Instruction(
+            name, tuple(part.strip() for part in operands.split(",") if part), int(high, 16)
+        )
+        for name, operands, high in _LINE.findall(code)
     ]

@@ -43,7 +43,7 @@ class Kernel(NamedTuple):
 
 def compiled(math: str, arch: str, folder: Path) -> list[Kernel]:
     """ptxas' report on the kernels of one arithmetic."""
-    command = [str(NVCC), "-std=c++17", "-prec-div=false", f"-I{ROOT / 'csrc'}", "-cubin"]
+    command = [str(NVCC), "-std=c++17", f"-I{ROOT / 'csrc'}", "-cubin"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas", "-v", "-Werror"]
     command += ["all-warnings", "-o", str(folder / f"{math}.cubin")]
     command += [str(ROOT / "csrc" / "cuda" / f"math_{math}.cu")]

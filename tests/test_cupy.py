@@ -92,7 +92,7 @@ def test_a_kernel_is_compiled_once_for_all_calls() -> None:
     with registered(gpu) as name:
         for _ in range(2):
             results(arguments(Case("gru")), backend=name)
-    assert gpu.options == {("-std=c++17", "-prec-div=false", f"-I{cupy.sources()}")}
+    assert gpu.options == {("-std=c++17", f"-I{cupy.sources()}")}
 
 
 @pytest.mark.parametrize("regime", ["stepwise-1-1", "processor-1-1", "grid-1-1", "tiled-1"])

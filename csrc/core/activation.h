@@ -4,7 +4,8 @@
 // sweeps it on every target). NaN gives NaN everywhere.
 //   exp      float: 2 ULP on [-87.3, 88.3]; double: 2 ULP on [-708, 709].
 //            Above it grows to infinity, below it is 0.
-//   sigmoid  4 ULP where exp(-x) is in its range; 0 and 1 beyond.
+//   sigmoid  4 ULP where exp(-x) is in its range; 0 and 1 beyond. On a GPU also 0 where float would
+//            be subnormal.
 //   tanh     4 ULP everywhere.
 #pragma once
 

@@ -49,7 +49,7 @@ static __global__ void dense_rows(const __grid_constant__ DenseRowsArgs args) {
   const Timeline& time = args.time;
   for (int64_t n = global_thread(); n < time.steps * time.batch; n += global_threads()) {
     const int64_t t = n / time.batch, place = n % time.batch;
-    if (place < time.moment(t).alive) args.index[time.dense_row(t, place)] = time.row(t, place);
+    if (place < time.moment(t).alive()) args.index[time.dense_row(t, place)] = time.row(t, place);
   }
 }
 

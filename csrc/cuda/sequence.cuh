@@ -56,7 +56,7 @@ class Multiplication {
   // states_of_lane: of the first brick.
   FASTRNN_DEVICE void run(const unsigned char* states_of_lane, int64_t row_bytes, Result& sums) {
     const int64_t step = (Result::state_row(1, 0) - Result::state_row(0, 0)) * row_bytes;
-    for (int brick = begin_; brick < end_; brick += kAhead) {
+    const auto multiply = [&](int brick, bool fetched) {
       const unsigned char* const first = states_of_lane + (brick - begin_) * kBrickBytes;
       Vector16 states[kAhead][Result::kLoads];
 #pragma unroll
@@ -68,13 +68,16 @@ class Multiplication {
           states[i][n] = kShared ? *(const Vector16*)p : load_exchanged(p);
         }
       }
-      if (brick > begin_) fetch(brick);
+      if (!fetched) fetch(brick);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         if (brick + i >= end_) break;
         sums.add(ahead_[i], states[i]);
       }
-    }
+    };
+    // Not in the loop, whose head would wait for whatever is on its way.
+    multiply(begin_, true);
+    for (int brick = begin_ + kAhead; brick < end_; brick += kAhead) multiply(brick, false);
     sums.finish();
   }
 
@@ -102,6 +105,9 @@ class Sequence {
   using N = typename Math::Number;
   static constexpr int kUnits = Shape::kUnits, kPlaces = Shape::kPlaces;
   static_assert(kUnits * kPlaces <= kThreads, "a thread for each unit and place");
+  // For the next step before the barrier that ends this one; where flags are waited for, what a
+  // step needs travels meanwhile.
+  static constexpr bool kAsksAhead = Exchanging::kShared && Pass::kStages == 1;
 
  public:
   // Shared memory: weights of both stages if they are resident, partial sums, states.
@@ -128,7 +134,7 @@ class Sequence {
     [[maybe_unused]] ProductOf<typename Pass::First> product;
     [[maybe_unused]] typename Pass::First unit(p_, d_);
     const int64_t first = work.first_step;
-    Step step = {first, moment(first), moment(first + 1), 0};
+    Step step = {first, moment(first), moment(first + 1), moment(first + 2), 0};
     while (step.index < work.end_step) {
       if constexpr (Pass::kStages == 1) {
         stage<typename Pass::First, 0>(step, product, unit);
@@ -136,7 +142,8 @@ class Sequence {
         if (work.first_stage == 0) stage<typename Pass::First, 0>(step);
         if (work.end_stage == 2) stage<typename Pass::Second, 1>(step);
       }
-      step = {step.index + 1, step.next, moment(step.index + 2), step.now.alive};
+      step = {step.index + 1, step.next, kAsksAhead ? step.after : moment(step.index + 2),
+              kAsksAhead ? moment(step.index + 3) : Moment(), step.now.alive()};
     }
   }
 
@@ -160,8 +167,8 @@ class Sequence {
   // come is asked for early enough to be there when it is looked at.
   struct Step {
     int64_t index;
-    Moment now, next;
-    int alive_before;  // places at the step before; none where that was another launch
+    Moment now, next, after;  // after: where it is asked for
+    int alive_before;         // places at the step before; none where that was another launch
   };
   FASTRNN_DEVICE Moment moment(int64_t s) const {
     return s < p_.time.steps ? p_.time.moment(course_.step(s)) : Moment();
@@ -244,9 +251,9 @@ class Sequence {
   FASTRNN_DEVICE void stage(const Step& step, ProductOf<Stage>& product, Stage& unit) {
     bool arrived = false;
     if (groups(kStage, 0) > 0)
-      for (Tile tile = first_tile(); has_rows(tile, step.now.alive); tile = next(tile)) {
+      for (Tile tile = first_tile(); has_rows(tile, step.now.alive()); tile = next(tile)) {
         visit(tile);
-        arrived = !has_rows(next(tile), step.now.alive);
+        arrived = !has_rows(next(tile), step.now.alive());
         run_tile<Stage, kStage>(step, tile, arrived, product, unit);
       }
     if (!arrived) exchange_.arrive();
@@ -264,9 +271,11 @@ class Sequence {
     const int place = tile.index * kPlaces + int(threadIdx.x) / kUnits;
     visited_ = tile.index;
     place_ = place < p_.time.batch ? p_.time.place(place) : Place{place};
+    // Looked at, and so waited for, here, where nothing else is on its way.
+    if (place_.batch_row < 0 || place_.length < 0) trap();
   }
 
-  // last: of the tiles of this stage. own: what this thread has asked for already, or will.
+  // last: of the tiles of this stage. own: this thread's; it may have been loaded a step before.
   template <class Stage, int kStage>
   FASTRNN_DEVICE void run_tile(const Step& step, const Tile& tile, bool last,
                                ProductOf<Stage>& product_of_warp, Stage& own) {
@@ -279,7 +288,7 @@ class Sequence {
 
     // This thread's unit of a group, and its place.
     const int u = threadIdx.x % kUnits, m = threadIdx.x / kUnits;
-    const bool alive = m < kPlaces && place_.index < step.now.alive;
+    const bool alive = m < kPlaces && place_.index < step.now.alive();
     // What a tile begins with has been there before this launch.
     const bool fed_here =
         kStage == 0 ? has_rows(tile, step.alive_before) : p_.work.first_stage == 0;
@@ -294,14 +303,14 @@ class Sequence {
     const int turns = groups(kStage, 0);
     for (int g = 0; g < turns; ++g) {
       const int unit = (first_group(kStage, rank_) + g) * kUnits + u;
-      const bool active = alive && g < product.per_block && unit < product.units;
+      const bool active = alive && unit < product.units;
       const bool some_active = alive && unit / 8 * 8 < product.units;  // of the eight units
       const int64_t to = computed(row + exchange_index(unit, 0, out.width));
-      if (active && asked_ != step.index) own.load(step.now, step.next, place_, unit);
       const bool multiplies = g < groups(kStage, target_);
       product_of_warp.prepare(
           weights<Stage, kStage>(target_, g) + int64_t(part.skipped) * kBrickVectors<Stage>,
           part.begin, multiplies ? part.end : part.begin);
+      if (active && asked_ != step.index) own.load(step.now, step.next, place_, unit);
       if (g == 0 && fed_here)
         exchange_.wait(kStage, tile, part.writers, unsigned(step.index + kStage));
       N* const partial = partial_ + turn_ * (p_.work.partial_bytes / int64_t(sizeof(N)));
@@ -329,20 +338,18 @@ class Sequence {
       for (int k = 0; k < Stage::kOut; ++k)
         exchange_.store((S*)exchange_.rows(kNext) + to + k * kExchangeStep,
                         Math::exchanged(values[k]), active, some_active);
-      // Others wait for those values. What the thread stores afterwards is on its way while they
-      // compute.
+      // Others wait for those values, after the last turn. What is stored behind the flag is on its
+      // way while they compute.
       if (g + 1 == turns) {
         exchange_.publish(flag, unsigned(step.index + 1));
         if (last) exchange_.arrive();
       }
       if (active) own.store();
-      // In a grid, what a step needs travels while flags are waited for. In a cluster the barrier
-      // is all there is to wait for; it is asked for before, if the thread has one unit and place
-      // only.
-      if (Exchanging::kShared && Pass::kStages == 1 && turns == 1 && p_.work.team_tiles == 1) {
+      // If the thread has one unit and place only.
+      if (kAsksAhead && turns == 1 && p_.work.team_tiles == 1) {
         asked_ = step.index + 1;
-        if (place_.index < step.next.alive && m < kPlaces && unit < product.units)
-          own.load(step.next, moment(step.index + 2), place_, unit);
+        if (place_.index < step.next.alive() && m < kPlaces && unit < product.units)
+          own.load(step.next, step.after, place_, unit);
       }
     }
   }

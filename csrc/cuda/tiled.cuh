@@ -126,7 +126,7 @@ class TiledStage {
 
   FASTRNN_DEVICE void run(int64_t s) {
     const Moment now = p_.time.moment(course_.step(s));
-    if (int64_t(tile_.index) * kPlaces >= now.alive) return;
+    if (int64_t(tile_.index) * kPlaces >= now.alive()) return;
     {
       OfWarp tile;
       multiply(s, tile);
@@ -231,15 +231,19 @@ class TiledStage {
     const int u = threadIdx.x % kUnits;
     const int unit = group_ * kUnits + u;
     const auto active = [&](int m) {
-      return m < own_places && first_place + m < now.alive && unit < product.units;
+      return m < own_places && first_place + m < now.alive() && unit < product.units;
     };
     constexpr int kStride = kThreads / kUnits;  // places that the block works on at a time
     for (int first = threadIdx.x / kUnits; first < own_places; first += kTogether * kStride) {
       Stage own[kTogether] = {{p_, d_}, {p_, d_}, {p_, d_}, {p_, d_}};
+      Place places[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i)
         if (active(first + i * kStride))
-          own[i].load(now, next, p_.time.place(first_place + first + i * kStride), unit);
+          places[i] = p_.time.place(first_place + first + i * kStride);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        if (active(first + i * kStride)) own[i].load(now, next, places[i], unit);
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
         const int m = first + i * kStride;

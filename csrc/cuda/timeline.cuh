@@ -12,10 +12,12 @@
 
 FASTRNN_NAMESPACE_BEGIN
 
-// A time of the caller's: its first dense row, and how many places are alive at it.
+// A time of the caller's: its dense rows, of which each place alive at it has one.
 struct Moment {
-  int64_t first_row = 0;
-  int t = 0, alive = 0;
+  int64_t first_row = 0, end_row = 0;
+  int t = 0;
+
+  FASTRNN_DEVICE int alive() const { return int(end_row - first_row); }
 };
 
 // A place: the batch row that has it, and the number of its steps.
@@ -33,8 +35,8 @@ struct Timeline {
   int64_t reset_step = 0, reset_row = 0;
 
   FASTRNN_DEVICE Moment moment(int64_t t) const {
-    if (!offset) return {t * batch, int(t), int(batch)};
-    return {offset[t], int(t), int(offset[t + 1] - offset[t])};
+    if (!offset) return {t * batch, (t + 1) * batch, int(t)};
+    return {offset[t], offset[t + 1], int(t)};
   }
   FASTRNN_DEVICE Place place(int64_t index) const {
     return {int(index), int(batch_row(index)), int(length_of(index))};

@@ -29,7 +29,7 @@ _SERVES = "CUDA kernels compiled at run time, without clusters (which CuPy does 
 
 #: As nvcc compiles them, see CMakeLists.txt. CuPy adds the architecture, and that float32 below the
 #: normal numbers is zero.
-_OPTIONS = ("-std=c++17", "-prec-div=false")
+_OPTIONS = ("-std=c++17",)
 
 # A kernel's argument comes as bytes that another compiler laid out.
 _CODE = """#include "cuda/handles.cuh"
