@@ -51,7 +51,7 @@ class Planner {
         for (int split = 1; split <= in_.max_cluster && split <= kWarps; split *= 2) {
           const int64_t size = ceil_div(ceil_div(groups, per_block), split) * split;
           found.push_back(persistent(base(Regime::grid, unit_blocks), int(size), split));
-          if (unit_blocks == 1 && has_wide_tiles(in_.matrix, in_.stage[0].gates))
+          if (unit_blocks == 1 && has_wide_tiles(in_.matrix, in_.stage[0].gates, in_.stages))
             found.push_back(persistent(base(Regime::grid, unit_blocks, true), int(size), split));
         }
     }

@@ -341,7 +341,7 @@ class Schedule {
   template <class P>
   static KernelOf<typename P::Args> kernel(const Plan& plan) {
     if (plan.regime == Regime::tiled) return tiled_kernel<P>();
-    if constexpr (has_wide_tiles(Math::kMatrix, P::First::kIn))
+    if constexpr (has_wide_tiles(Math::kMatrix, P::First::kIn, P::kStages))
       if (plan.wide) return sequence_kernel<P, TileShape<Math, 1, true>, GlobalExchange>();
     if constexpr (most_unit_blocks(kNumberBytes) == 2)
       if (plan.unit_blocks[0] == 2) return sequence<P, TileShape<Math, 2>>(plan.regime);

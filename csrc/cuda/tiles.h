@@ -23,7 +23,9 @@ FASTRNN_FN constexpr int sequence_tiles(bool matrix, bool wide) {
 }
 // Whether there are wide tiles for a first stage of so many gates, in groups of 8 units: with fewer
 // gates the arithmetic gains nothing by them.
-FASTRNN_FN constexpr bool has_wide_tiles(bool matrix, int gates) { return matrix && gates >= 3; }
+FASTRNN_FN constexpr bool has_wide_tiles(bool matrix, int gates, int stages) {
+  return matrix && gates >= 3 && stages == 1;
+}
 // Sums of a larger group would not fit in the registers of a thread.
 FASTRNN_FN constexpr int most_unit_blocks(int number_bytes) { return number_bytes == 8 ? 1 : 2; }
 // Bricks of which a warp has loads under way together, as far as registers go: `halves` half-tiles
@@ -33,8 +35,9 @@ FASTRNN_FN constexpr int bricks_ahead(bool matrix, bool wide, int halves, int st
   if (!matrix && stages == 2) return 1;
   if (number_bytes == 8) return halves <= 2 ? 2 : 1;
   if (!matrix) return halves <= 2 ? 3 : halves <= 4 ? 2 : 1;
-  if (wide) return halves <= 4 ? 2 : 1;
-  return halves <= 4 ? 4 : stages == 1 ? 2 : 1;
+  if (wide) return halves <= 4 && stages == 1 ? 2 : 1;
+  if (stages == 2) return halves <= 4 ? 2 : 1;
+  return halves <= 4 ? 4 : 2;
 }
 
 // ---- tiled.cuh: a block of about 128 weight rows, and 64 places.
