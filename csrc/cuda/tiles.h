@@ -22,7 +22,8 @@ FASTRNN_FN constexpr int sequence_tiles(bool matrix, bool wide) {
   return wide ? 4 : matrix ? 2 : 1;
 }
 // Whether there are wide tiles for a first stage of so many gates, in groups of 8 units: with fewer
-// gates the arithmetic gains nothing by them.
+// gates the arithmetic gains nothing by them, and those of two stages would not fit in the
+// registers.
 FASTRNN_FN constexpr bool has_wide_tiles(bool matrix, int gates, int stages) {
   return matrix && gates >= 3 && stages == 1;
 }

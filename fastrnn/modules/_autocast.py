@@ -32,7 +32,11 @@ class Dtypes(NamedTuple):
 
 def casts(x: Tensor, *others: Tensor) -> bool:
     """Whether a call is in a region of autocast, and not all in float64, which it leaves alone."""
-    return in_autocast(x) and any(tensor.dtype != torch.float64 for tensor in (x, *others))
+    if not in_autocast(x):
+        return False
+    # What is no tensor is refused further on, in words for every call.
+    tensors = (tensor for tensor in (x, *others) if isinstance(tensor, Tensor))
+    return any(tensor.dtype != torch.float64 for tensor in tensors)
 
 
 def dtypes(
